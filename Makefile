@@ -10,7 +10,7 @@ OVERLAYS := $(sort $(wildcard k8s/overlays/*))
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install proto format lint types check test sim integration bench run image manifests \
+.PHONY: help install lock proto format lint types check test sim integration bench run image manifests \
         clean
 
 help: ## List the targets.
@@ -29,6 +29,16 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 install: $(STAMP) ## Prepare .venv from the lock; a second call does nothing.
+
+LOCK := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
+    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+
+lock: export CUSTOM_COMPILE_COMMAND = make lock
+lock: $(STAMP) ## Resolve pyproject.toml into the two lock files; add LOCK_ARGS=--upgrade to move on.
+	@test -x $(BIN)/pip-compile || $(BIN)/python -m pip install --quiet pip-tools
+	$(LOCK) $(LOCK_ARGS) --extra dev --output-file requirements.txt pyproject.toml
+	@cp requirements.txt requirements-runtime.txt
+	$(LOCK) --output-file requirements-runtime.txt pyproject.toml
 
 proto: $(STAMP) ## Generate exchange/v1 from protos/.
 	$(BIN)/python -m exchange.generate
