@@ -1,0 +1,1 @@
+"""One trading pair: the kernel, its journal, the single writer and order entry."""
