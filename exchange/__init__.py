@@ -1,0 +1,1 @@
+"""What the processes of one exchange agree on: memory, records, units and the wire contract."""
