@@ -23,13 +23,15 @@ from exchange.compiled import kernel
 # isort: split
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils as _cgutils
 from numba.extending import intrinsic
 
 Words = npt.NDArray[np.int64]
 
+cgutils: Any = _cgutils  # It carries no types.
 _WORD = ir.IntType(64)
 _WORD_BYTES = 8
+_INTEGERS = (types.Integer, types.IntEnumMember)
 
 
 def _is_words(array: Any, index: Any) -> bool:
@@ -38,8 +40,12 @@ def _is_words(array: Any, index: Any) -> bool:
         and array.ndim == 1
         and array.layout == "C"
         and array.dtype in (types.int64, types.uint64)
-        and isinstance(index, types.Integer)
+        and isinstance(index, _INTEGERS)
     )
+
+
+def _is_writable_words(array: Any, index: Any, value: Any) -> bool:
+    return _is_words(array, index) and array.mutable and isinstance(value, _INTEGERS)
 
 
 def _word_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
@@ -55,7 +61,7 @@ def _address_pointer(builder: Any, address: Any) -> Any:
 
 def _make_load(ordering: str) -> Any:
     @intrinsic(prefer_literal=False)
-    def load_word(typing_context: Any, array: Any, index: Any) -> Any:
+    def load_word(_typing_context: Any, array: Any, index: Any) -> Any:
         if not _is_words(array, index):
             return None
 
@@ -70,8 +76,8 @@ def _make_load(ordering: str) -> Any:
 
 def _make_store(ordering: str) -> Any:
     @intrinsic(prefer_literal=False)
-    def store_word(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
-        if not _is_words(array, index) or not array.mutable:
+    def store_word(_typing_context: Any, array: Any, index: Any, value: Any) -> Any:
+        if not _is_writable_words(array, index, value):
             return None
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -86,11 +92,11 @@ def _make_store(ordering: str) -> Any:
 
 def _make_load_at(ordering: str) -> Any:
     @intrinsic(prefer_literal=False)
-    def load_word_at(typing_context: Any, address: Any) -> Any:
+    def load_word_at(_typing_context: Any, address: Any) -> Any:
         if not isinstance(address, types.Integer):
             return None
 
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             pointer = _address_pointer(builder, arguments[0])
             return builder.load_atomic(pointer, ordering=ordering, align=_WORD_BYTES)
 
@@ -101,11 +107,11 @@ def _make_load_at(ordering: str) -> Any:
 
 def _make_store_at(ordering: str) -> Any:
     @intrinsic(prefer_literal=False)
-    def store_word_at(typing_context: Any, address: Any, value: Any) -> Any:
-        if not isinstance(address, types.Integer):
+    def store_word_at(_typing_context: Any, address: Any, value: Any) -> Any:
+        if not isinstance(address, types.Integer) or not isinstance(value, _INTEGERS):
             return None
 
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             pointer = _address_pointer(builder, arguments[0])
             builder.store_atomic(arguments[1], pointer, ordering=ordering, align=_WORD_BYTES)
             return context.get_dummy_value()
@@ -117,8 +123,8 @@ def _make_store_at(ordering: str) -> Any:
 
 def _make_fence(ordering: str) -> Any:
     @intrinsic
-    def fence(typing_context: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def fence(_typing_context: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
             builder.fence(ordering)
             return context.get_dummy_value()
 
@@ -128,8 +134,8 @@ def _make_fence(ordering: str) -> Any:
 
 
 @intrinsic(prefer_literal=False)
-def _fetch_add(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
-    if not _is_words(array, index) or not array.mutable:
+def _fetch_add(_typing_context: Any, array: Any, index: Any, value: Any) -> Any:
+    if not _is_writable_words(array, index, value):
         return None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -140,8 +146,8 @@ def _fetch_add(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def _pause(typing_context: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _pause(_typing_context: Any) -> Any:
+    def generate(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
         # Inline assembly would abort the process (numba starts no assembly parser), the
         # processor's own LLVM intrinsics do not need one.
         triple = builder.module.triple
@@ -163,11 +169,11 @@ def _pause(typing_context: Any) -> Any:
 
 
 @intrinsic(prefer_literal=False)
-def _prefetch(typing_context: Any, address: Any) -> Any:
+def _prefetch(_typing_context: Any, address: Any) -> Any:
     if not isinstance(address, types.Integer):
         return None
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         flag = ir.IntType(32)
         pointer_type = ir.IntType(8).as_pointer()
         shape = ir.FunctionType(ir.VoidType(), [pointer_type, flag, flag, flag])
@@ -181,11 +187,11 @@ def _prefetch(typing_context: Any, address: Any) -> Any:
 
 
 @intrinsic(prefer_literal=False)
-def _pointer_at(typing_context: Any, address: Any) -> Any:
+def _pointer_at(_typing_context: Any, address: Any) -> Any:
     if not isinstance(address, types.Integer):
         return None
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
 
     return types.voidptr(types.int64), generate

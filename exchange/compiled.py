@@ -13,6 +13,7 @@ user wins.
 Not here: ahead-of-time compilation, choice of target, anything that runs at call time.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -76,9 +77,8 @@ def _candidates() -> Iterator[Path]:
     base = os.environ.get("XDG_CACHE_HOME")
     if base:
         yield Path(base) / "holdfast"
-    home = os.path.expanduser("~")
-    if home != "~":
-        yield Path(home) / ".cache" / "holdfast"
+    with contextlib.suppress(RuntimeError):  # A user without a home.
+        yield Path.home() / ".cache" / "holdfast"
     yield Path(tempfile.gettempdir()) / f"holdfast-{os.geteuid()}"
 
 
@@ -123,11 +123,10 @@ os.environ["NUMBA_CACHE_DIR"] = cache_directory
 
 import numba  # noqa: E402  (numba reads the variable when it is imported)
 
-numba.config.CACHE_DIR = cache_directory  # In case somebody imported numba before us.
+vars(numba.config)["CACHE_DIR"] = cache_directory  # In case somebody imported numba before us.
 
-_OPTIONS = {"boundscheck": False, "error_model": "numpy"}
-_kernel = numba.njit(cache=True, nogil=True, **_OPTIONS)
-_inlined = numba.njit(forceinline=True, **_OPTIONS)
+_kernel = numba.njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
+_inlined = numba.njit(forceinline=True, boundscheck=False, error_model="numpy")
 
 
 def kernel(function: Function) -> Function:
