@@ -7,6 +7,7 @@ definitions with the style of the house, locks with each other, and the README w
 import enum
 import filecmp
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -15,15 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from google.protobuf.descriptor import EnumDescriptor, FileDescriptor
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor, FileDescriptor
 
 import exchange.enums
 from exchange.generate import PACKAGE, PROTO_ROOT, generate, proto_files
 
 ROOT = Path(__file__).resolve().parent.parent
-# The floating types a contract about money has no use for.
-FLOATING = {1: "double", 2: "float"}
-TYPE_DOUBLE_OR_FLOAT = frozenset(FLOATING)
+# The types a contract about money has no use for.
+FLOATING = frozenset({FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT})
 
 
 def descriptors() -> Iterator[FileDescriptor]:
@@ -100,7 +100,8 @@ def test_a_source_the_compiler_refuses_leaves_the_old_code_alone(tmp_path: Path)
 
 def test_the_contract_is_lint_free() -> None:
     buf = Path(sys.executable).parent / "buf"
-    config = '{"version":"v2","lint":{"use":["STANDARD","COMMENTS"]}}'
+    comments = ["COMMENT_ENUM", "COMMENT_MESSAGE", "COMMENT_RPC", "COMMENT_SERVICE"]
+    config = json.dumps({"version": "v2", "lint": {"use": ["STANDARD", *comments]}})
     outcome = subprocess.run(
         [buf, "lint", str(PROTO_ROOT), "--config", config],
         capture_output=True,
@@ -116,7 +117,7 @@ def test_the_contract_carries_no_floating_point() -> None:
         for file in descriptors()
         for message in file.message_types_by_name.values()
         for field in message.fields
-        if field.type in TYPE_DOUBLE_OR_FLOAT
+        if field.type in FLOATING
     ]
     assert floating == []
 
@@ -166,6 +167,14 @@ def test_the_locks_pin_every_requirement_and_agree() -> None:
     assert names(project["dependencies"]) <= running.keys()
     assert names(project["optional-dependencies"]["dev"]) <= everything.keys()
     assert running.items() <= everything.items()
+
+
+def test_the_image_is_built_from_every_package() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {pattern.rstrip("*") for pattern in setuptools["packages"]["find"]["include"]}
+    copied = set(re.findall(r"(?m)^COPY (\w+) \1$", (ROOT / "Dockerfile").read_text()))
+    admitted = set(re.findall(r"(?m)^!(\w+)$", (ROOT / ".dockerignore").read_text()))
+    assert packages == copied == admitted
 
 
 def make_targets() -> set[str]:
