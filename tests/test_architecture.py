@@ -38,6 +38,7 @@ KERNEL_IMPORTS = frozenset(
         "exchange.book_layout",
         "exchange.compiled",
         "exchange.enums",
+        "exchange.instrument",
         "exchange.records",
         "exchange.units",
         "numba",
@@ -48,7 +49,24 @@ KERNEL_IMPORTS = frozenset(
 # Who may read the environment beside the config modules: numba's cache has to be chosen before
 # numba is imported, so before any configuration is read.
 ENVIRONMENT_READERS = frozenset({"exchange/compiled.py"})
-UNITS_IMPORTS = frozenset({"__future__", "dataclasses", "decimal", "enum", "re", "typing"})
+# Pure modules that know only the language and each other.
+PURE = ("exchange/enums.py", "exchange/instrument.py", "exchange/records.py", "exchange/units.py")
+PURE_IMPORTS = frozenset(
+    {
+        "collections.abc",
+        "dataclasses",
+        "decimal",
+        "enum",
+        "exchange.enums",
+        "exchange.instrument",
+        "exchange.records",
+        "exchange.units",
+        "math",
+        "numpy",
+        "re",
+        "typing",
+    }
+)
 
 
 def source_files(*suffixes: str) -> list[Path]:
@@ -192,7 +210,7 @@ def matching(*patterns: str) -> list[Path]:
     return [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
 
 
-@pytest.mark.parametrize("pattern", ["exchange/*.py", *FLOAT_FREE])
+@pytest.mark.parametrize("pattern", ["exchange/*.py", *FLOAT_FREE, *PURE])
 def test_no_rule_holds_of_nothing(pattern: str) -> None:
     assert matching(pattern)
 
@@ -214,8 +232,9 @@ def test_the_kernel_imports_nothing_but_what_it_is_granted(path: Path) -> None:
     assert foreign_imports(path.read_text(), KERNEL_IMPORTS) == set()
 
 
-def test_units_import_nothing_of_the_world() -> None:
-    assert foreign_imports((ROOT / "exchange/units.py").read_text(), UNITS_IMPORTS) == set()
+@pytest.mark.parametrize("path", matching(*PURE), ids=lambda path: path.name)
+def test_pure_modules_import_nothing_of_the_world(path: Path) -> None:
+    assert foreign_imports(path.read_text(), PURE_IMPORTS) == set()
 
 
 @pytest.mark.parametrize("path", matching(*FLOAT_FREE), ids=lambda path: path.name)
