@@ -210,7 +210,7 @@ def matching(*patterns: str) -> list[Path]:
     return [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
 
 
-@pytest.mark.parametrize("pattern", ["exchange/*.py", *FLOAT_FREE, *PURE])
+@pytest.mark.parametrize("pattern", sorted({"exchange/*.py", *FLOAT_FREE, *PURE}))
 def test_no_rule_holds_of_nothing(pattern: str) -> None:
     assert matching(pattern)
 

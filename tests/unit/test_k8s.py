@@ -171,7 +171,7 @@ def borrow_rule(objects: list[Object]) -> list[str]:
         complaints.append("mdgateway could see the vault or the journal")
     if "vault" in entry:
         complaints.append("order entry could see the vault")
-    if not entry.get("journal", {"readOnly": True}).get("readOnly"):
+    if not entry["journal"].get("readOnly"):
         complaints.append("order entry could write to the journal's claim")
     if len({mounts(objects, name)["book"]["mountPath"] for name in ("engine", "mdgateway")}) > 1:
         complaints.append("the book lies in different places")
@@ -283,10 +283,7 @@ def _container(name: str, change: Callable[[Object], Any]) -> Callable[[list[Obj
         ),
         (
             borrow_rule,
-            _container(
-                "entry",
-                lambda c: c["volumeMounts"].append({"name": "journal", "mountPath": "/journal"}),
-            ),
+            _container("entry", lambda c: [m.pop("readOnly", 0) for m in c["volumeMounts"]]),
         ),
         (
             memory_rule,
