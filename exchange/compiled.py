@@ -64,10 +64,10 @@ def kernel_sources(project: Path = _PROJECT) -> dict[str, bytes]:
     return {str(path.relative_to(project)): sources[path] for path in sorted(sources)}
 
 
-def sources_hash() -> str:
+def sources_hash(project: Path = _PROJECT) -> str:
     """Hash names and contents of all kernel sources: equal hash, equal machine code wanted."""
     digest = hashlib.sha256()
-    for name, content in kernel_sources().items():
+    for name, content in kernel_sources(project).items():
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()[:16]
