@@ -1,0 +1,293 @@
+"""Life of a gRPC process: options, health, reflection, refusals, deadlines, drain.
+
+Every server of the house is started, watched and stopped by this module, so that all behave alike:
+
+- one event loop (uvloop) per process, one server per loop;
+- options are explicit. In particular a port is shared (SO_REUSEPORT) only when asked for: gRPC's
+  own default would let two processes split a service silently;
+- `Refused` becomes a status with google.rpc.ErrorInfo here and nowhere else; an unexpected
+  exception becomes INTERNAL without its text and is logged;
+- a call without a deadline gets one;
+- a stream handler is an async generator and is always closed before its call ends, so that its
+  `finally` runs when a client goes away;
+- drain: health says NOT_SERVING, streams say goodbye, the server stops with a grace, the process
+  exits. The process has its own signal handlers, because gRPC has none.
+
+It knows nothing of orders or market data.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+import grpc
+import uvloop
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+
+from exchange.refusal import DOMAIN, Code, Refusal, Refused
+
+Context = aio.ServicerContext[Any, Any]
+Handler = Any
+
+DEFAULT_DEADLINE_S: Final = 5
+"""Deadline of a unary call that brings none."""
+STATUS_DETAILS: Final = "grpc-status-details-bin"
+_OURS: Final = "/exchange."
+_STATUS_OF: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+log = logging.getLogger(__name__)
+
+
+class NotLoopback(ValueError):
+    """A server that cannot tell its callers apart was told to listen to the world."""
+
+
+def require_loopback(host: str) -> None:
+    """Refuse every address but the machine's own. Raises NotLoopback with a sentence."""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise NotLoopback(
+            f"host is {host!r}; it must be a loopback address such as 127.0.0.1, because callers"
+            " are believed when they name their account"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How a server listens and what it takes."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0: any free port; the one chosen is what `GrpcService.start` returns."""
+    share_port: bool = False
+    """True: several processes listen to one port and the kernel spreads connections over them."""
+    receive_limit_bytes: int = 1 << 20
+    send_limit_bytes: int = 16 << 20
+    lookahead_bytes: int = 1 << 18
+    """What gRPC reads ahead of the handler on each stream: bounds what a fast client can pile up
+    in this process, because bandwidth probing, which would raise it, is off."""
+    concurrent_call_limit: int = 4096
+    stream_limit_per_connection: int = 1024
+    grace_s: int = 5
+    """How long open calls may go on after the goodbye."""
+
+    def channel_arguments(self) -> list[tuple[str, int]]:
+        """Return the options in gRPC's own words."""
+        return [
+            ("grpc.so_reuseport", int(self.share_port)),
+            ("grpc.max_receive_message_length", self.receive_limit_bytes),
+            ("grpc.max_send_message_length", self.send_limit_bytes),
+            ("grpc.max_metadata_size", 16 << 10),
+            ("grpc.max_concurrent_streams", self.stream_limit_per_connection),
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", self.lookahead_bytes),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ]
+
+
+def status_of(refusal: Refusal) -> status_pb2.Status:
+    """Return a refusal as google.rpc.Status with one ErrorInfo."""
+    given = {"field": refusal.field, "value": refusal.value, "limit": refusal.limit}
+    info = error_details_pb2.ErrorInfo(
+        reason=refusal.reason,
+        domain=DOMAIN,
+        metadata={key: value for key, value in given.items() if value},
+    )
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    return status_pb2.Status(code=int(refusal.code), message=refusal.message, details=[detail])
+
+
+def refusal_in(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
+    """Return the ErrorInfo that a failed call carries, for clients; None if it has none."""
+    for key, value in error.trailing_metadata() or ():
+        if key == STATUS_DETAILS and isinstance(value, bytes):
+            for detail in status_pb2.Status.FromString(value).details:
+                info = error_details_pb2.ErrorInfo()
+                if detail.Unpack(info):
+                    return info
+    return None
+
+
+async def abort(context: Context, refusal: Refusal) -> NoReturn:
+    """End a call with a refusal."""
+    trailing = ((STATUS_DETAILS, status_of(refusal).SerializeToString()),)
+    code = _STATUS_OF[int(refusal.code)]
+    await context.abort(code, refusal.message, trailing_metadata=trailing)
+    raise AssertionError("abort returned")
+
+
+_UNEXPECTED: Final = Refusal(
+    Code.INTERNAL, "INTERNAL", "the server failed to handle the call; its log says why"
+)
+_TOO_LATE: Final = Refusal(
+    Code.DEADLINE_EXCEEDED,
+    "DEADLINE_EXCEEDED",
+    f"no answer within {DEFAULT_DEADLINE_S} s; the command may still be executed, retry with the"
+    " same client order id",
+)
+
+
+@contextlib.asynccontextmanager
+async def _translated(context: Context, method: str) -> AsyncIterator[None]:
+    try:
+        yield
+    except Refused as refused:
+        await abort(context, refused.refusal)
+    except aio.AbortError:
+        raise
+    except aio.InternalError:
+        # Writing to a client that left fails like this. There is nobody to tell.
+        log.debug("%s: the client went away", method)
+    except Exception:
+        log.exception("%s failed", method)
+        await abort(context, _UNEXPECTED)
+
+
+def _unary(behaviour: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
+    async def call(request: Any, context: Context) -> Any:
+        try:
+            if context.time_remaining() is not None:
+                return await behaviour(request, context)
+            async with asyncio.timeout(DEFAULT_DEADLINE_S):
+                return await behaviour(request, context)
+        except Refused as refused:
+            await abort(context, refused.refusal)
+        except TimeoutError:
+            await abort(context, _TOO_LATE)
+        except aio.AbortError:
+            raise
+        except Exception:
+            log.exception("%s failed", method)
+            await abort(context, _UNEXPECTED)
+
+    return call
+
+
+def _stream(behaviour: Callable[[Any, Context], Any], method: str) -> Any:
+    async def call(request: Any, context: Context) -> None:
+        closing = contextlib.aclosing(behaviour(request, context))
+        async with _translated(context, method), closing as answers:
+            async for answer in answers:
+                await context.write(answer)
+
+    return call
+
+
+class Doorkeeper(aio.ServerInterceptor):
+    """Wraps every handler of ours: deadlines, refusals, unexpected errors, closing of streams."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Return the wrapped handler of a method of ours, any other handler as it is."""
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or not method.startswith(_OURS):
+            return handler
+        coders = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary:
+            wrapped = _unary(handler.unary_unary, method)
+            return grpc.unary_unary_rpc_method_handler(wrapped, **coders)
+        if handler.unary_stream:
+            wrapped = _stream(handler.unary_stream, method)
+            return grpc.unary_stream_rpc_method_handler(wrapped, **coders)
+        assert handler.stream_stream, f"{method} is of a kind that this house does not use"
+        wrapped = _stream(handler.stream_stream, method)
+        return grpc.stream_stream_rpc_method_handler(wrapped, **coders)
+
+
+class GrpcService:
+    """One server with health and reflection, from start to drain.
+
+    `names` are the full names of the services added to `server`; reflection lists them. Health
+    knows "alive" (serving as soon as the process listens), the names in `health_names`, and "" for
+    the whole; those are NOT_SERVING until `set_serving` says otherwise.
+    """
+
+    def __init__(
+        self, options: ServerOptions, names: Iterable[str], health_names: Iterable[str]
+    ) -> None:
+        self.options = options
+        self.server = aio.server(
+            interceptors=[Doorkeeper()],
+            options=options.channel_arguments(),
+            maximum_concurrent_rpcs=options.concurrent_call_limit,
+        )
+        self.health = health.aio.HealthServicer()
+        self.goodbyes: list[Callable[[], Awaitable[None]]] = []
+        """Called in order when draining starts: each ends its streams with a goodbye."""
+        self._health_names = ("", *health_names)
+        self._stopping = asyncio.Event()
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        listed = (*names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(listed, self.server)
+
+    async def start(self) -> int:
+        """Listen and say "alive"; return the port. Raises RuntimeError if the port is taken."""
+        for name in self._health_names:
+            await self._set(name, serving=False)
+        port = self.server.add_insecure_port(f"{self.options.host}:{self.options.port}")
+        await self.server.start()
+        await self._set("alive", serving=True)
+        return port
+
+    async def set_serving(self, serving: bool) -> None:
+        """Say on all names but "alive" whether the service can do its work."""
+        for name in self._health_names:
+            await self._set(name, serving=serving)
+
+    async def _set(self, name: str, *, serving: bool) -> None:
+        answer = health_pb2.HealthCheckResponse
+        await self.health.set(name, answer.SERVING if serving else answer.NOT_SERVING)
+
+    def request_stop(self) -> None:
+        """Ask for the drain, as SIGTERM and SIGINT do."""
+        self._stopping.set()
+
+    @property
+    def stopping(self) -> bool:
+        """True once a stop was asked for."""
+        return self._stopping.is_set()
+
+    async def serve_until_stopped(self) -> None:
+        """Wait for SIGTERM, SIGINT or `request_stop`, then drain."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.request_stop)
+        await self._stopping.wait()
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Take no more, say goodbye, let open calls finish within the grace, stop."""
+        self._stopping.set()
+        await self.health.enter_graceful_shutdown()
+        for goodbye in self.goodbyes:
+            await goodbye()
+        await self.server.stop(self.options.grace_s)
+
+
+def run(main: Coroutine[Any, Any, int]) -> int:
+    """Run a server's main coroutine on its own uvloop; return its exit status."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
