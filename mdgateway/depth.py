@@ -172,7 +172,6 @@ class Snapshot(NamedTuple):
     sequence: int
     event_position: int
     """Every event below this position is included."""
-    time_ns: int
     bids: Rows
     asks: Rows
     bids_complete: bool

@@ -51,7 +51,7 @@ def snapshot_of(levels: Levels, count: int | None, position: int = 0) -> Snapsho
     """Return the best levels of a plain book as a copy from the segment would hold them."""
     sides = [np.array(best(levels, side, count), np.int64).reshape(-1, 3) for side in (1, 2)]
     complete = [count is None or len(rows) < count for rows in sides]
-    return Snapshot(1, position, 1, sides[0], sides[1], complete[0], complete[1])
+    return Snapshot(1, position, sides[0], sides[1], complete[0], complete[1])
 
 
 def flat(levels: Levels, count: int) -> Levels:

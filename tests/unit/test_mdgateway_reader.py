@@ -1,0 +1,349 @@
+"""The reader of a book segment: stable copies under a racing writer, losses, new owners."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exchange import book_layout as layout
+from exchange.atomics import fence_release, load_acquire, store_relaxed, store_release
+from exchange.book_layout import EVENT_LEVEL
+from exchange.compiled import kernel
+from exchange.ownership import LayoutMismatch
+from mdgateway import stable
+from mdgateway.depth import Rows
+from mdgateway.reader import EVENTS_PER_DRAIN, BookReader, FeedState
+from tests.unit.market_data_writer import INSTRUMENT, Writer
+
+EVERYTHING = 1 << 62
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Writer]:
+    writer = Writer(tmp_path)
+    yield writer
+    writer.close()
+
+
+@pytest.fixture
+def reader(writer: Writer) -> Iterator[BookReader]:
+    reader = BookReader(INSTRUMENT, writer.directory, level_capacity=64)
+    assert reader.open()
+    yield reader
+    reader.close()
+
+
+def now_ns(writer: Writer) -> int:
+    """Return the writer's last heartbeat: a moment at which it certainly lived."""
+    return int(writer.owned.header[16])
+
+
+def test_there_is_nothing_to_read_before_the_engine_exists(tmp_path: Path) -> None:
+    reader = BookReader(INSTRUMENT, tmp_path)
+    assert not reader.open()
+    assert reader.follow(0) == (FeedState.WAITING, False)
+    assert reader.epoch == 0
+
+
+def test_a_segment_of_other_capacities_is_refused(tmp_path: Path, writer: Writer) -> None:
+    import dataclasses
+
+    other = dataclasses.replace(INSTRUMENT, event_capacity=1 << 11)
+    with pytest.raises(LayoutMismatch, match="other fields or capacities"):
+        BookReader(other, tmp_path).open()
+
+
+def test_what_is_read_cannot_be_written(reader: BookReader) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        reader._field("levels")[0, 0] = 1
+
+
+def test_touch_is_what_was_published(writer: Writer, reader: BookReader) -> None:
+    writer.level(1, 100, 5)
+    writer.level(2, 103, 7, 2)
+    writer.trade(1, 103, 2)
+    touch = reader.touch()
+    assert touch is not None
+    assert (touch.bid_price_ticks, touch.bid_lots) == (100, 5)
+    assert (touch.ask_price_ticks, touch.ask_lots) == (103, 7)
+    assert (touch.last_price_ticks, touch.last_lots, touch.trade_count) == (103, 2, 1)
+    assert touch.sequence == 3
+
+
+def test_a_touch_left_odd_by_a_dead_writer_is_not_read(writer: Writer, reader: BookReader) -> None:
+    writer.level(1, 100, 5)
+    writer.arrays["touch"][layout.TOUCH_VERSION] |= 1
+    assert reader.touch() is None
+    writer.level(1, 101, 5)
+    touch = reader.touch()
+    assert touch is not None
+    assert touch.bid_price_ticks == 101
+
+
+def test_the_whole_book_is_copied_best_first(writer: Writer, reader: BookReader) -> None:
+    prices = [1, 63, 64, 65, 4_095, 4_096, 40_000, 65_535]
+    for price in prices:
+        writer.level(1, price, price + 1, 3)
+    writer.level(2, 7, 70, 2)
+    writer.level(1, 4_096, 0)
+    copy = reader.book_copy()
+    assert copy is not None
+    kept = [price for price in reversed(prices) if price != 4_096]
+    assert copy.bids.tolist() == [[price, price + 1, 3] for price in kept]
+    assert copy.asks.tolist() == [[7, 70, 2]]
+    assert copy.bids_complete
+    assert copy.asks_complete
+    assert copy.sequence == len(prices) + 2
+    assert copy.event_position == len(prices) + 2
+
+
+@pytest.mark.parametrize(("levels", "complete"), [(63, True), (64, True), (65, False)])
+def test_more_levels_than_wanted_are_cut_at_the_worse_end(
+    writer: Writer, reader: BookReader, levels: int, complete: bool
+) -> None:
+    for price in range(1_000, 1_000 + levels):
+        writer.level(2, price, 1)
+    copy = reader.book_copy()
+    assert copy is not None
+    assert copy.asks[:, 0].tolist() == list(range(1_000, 1_000 + min(levels, 64)))
+    assert copy.asks_complete is complete
+
+
+def test_a_book_in_the_middle_of_a_batch_is_not_copied(writer: Writer, reader: BookReader) -> None:
+    writer.level(1, 100, 5)
+    writer.arrays["scalars"][layout.BOOK_VERSION] += 1
+    assert reader.book_copy() is None
+    writer.level(1, 100, 6)
+    copy = reader.book_copy()
+    assert copy is not None
+    assert copy.bids.tolist() == [[100, 6, 1]]
+
+
+def test_a_depth_copy_is_the_newest_complete_one(writer: Writer, reader: BookReader) -> None:
+    assert reader.depth_copy() is None
+    for price in range(100, 120):
+        writer.level(1, price, 1)
+    writer.level(2, 200, 4)
+    writer.depth()
+    writer.level(1, 119, 9)
+    copy = reader.depth_copy()
+    assert copy is not None
+    assert copy.bids[:, 0].tolist() == list(range(119, 103, -1))
+    assert copy.asks.tolist() == [[200, 4, 1]]
+    assert (copy.bids_complete, copy.asks_complete) == (False, True)
+    assert (copy.sequence, copy.event_position) == (21, 21)
+
+
+def test_a_half_written_depth_copy_is_not_read(writer: Writer, reader: BookReader) -> None:
+    writer.level(1, 100, 5)
+    writer.depth()
+    row = writer.arrays["depth"][1 % INSTRUMENT.depth_copy_count]
+    row[layout.DEPTH_COMMIT] = -1
+    assert reader.depth_copy() is None
+
+
+def test_counts_in_a_depth_copy_are_not_trusted(writer: Writer, reader: BookReader) -> None:
+    writer.level(1, 100, 5)
+    writer.depth()
+    writer.arrays["depth"][1, layout.DEPTH_BID_COUNT] = 1 << 40
+    copy = reader.depth_copy()
+    assert copy is not None
+    assert len(copy.bids) == INSTRUMENT.depth_level_count
+
+
+def test_events_come_in_order_and_once(writer: Writer, reader: BookReader) -> None:
+    for lots in range(1, 11):
+        writer.level(1, 100, lots)
+    first = reader.events(0, 4)
+    assert (first.position, first.next_position, first.lost) == (0, 4, 0)
+    assert first.caught_up
+    assert first.rows[:, layout.EVENT_LOTS].tolist() == [1, 2, 3, 4]
+    rest = reader.events(first.next_position, EVERYTHING)
+    assert rest.rows[:, layout.EVENT_LOTS].tolist() == [5, 6, 7, 8, 9, 10]
+    assert len(reader.events(rest.next_position, EVERYTHING).rows) == 0
+
+
+def test_an_event_being_written_is_waited_for(writer: Writer, reader: BookReader) -> None:
+    writer.level(1, 100, 1)
+    writer.arrays["scalars"][layout.EVENT_HEAD] += 1
+    writer.arrays["events"][1, layout.EVENT_COMMIT] = -1
+    run = reader.events(0, EVERYTHING)
+    assert (len(run.rows), run.next_position, run.lost) == (1, 1, 0)
+
+
+def test_a_lapped_reader_is_told_exactly_what_it_lost(writer: Writer, reader: BookReader) -> None:
+    capacity = INSTRUMENT.event_capacity
+    for number in range(1, capacity + 101):
+        writer.level(1, 100, number)
+    run = reader.events(50, EVERYTHING)
+    assert run.lost == run.position - 50
+    assert run.rows[:, layout.EVENT_LOTS].tolist() == list(range(run.position + 1, capacity + 101))
+    assert run.position >= 100
+    assert run.lost + len(run.rows) == capacity + 100 - 50
+
+
+def test_a_reader_on_the_edge_of_being_lapped_is_not(writer: Writer, reader: BookReader) -> None:
+    for number in range(1, INSTRUMENT.event_capacity + 1):
+        writer.level(1, 100, number)
+    run = reader.events(0, EVERYTHING)
+    assert (run.lost, len(run.rows)) == (0, INSTRUMENT.event_capacity)
+
+
+def test_state_follows_the_owner(writer: Writer, reader: BookReader) -> None:
+    start = now_ns(writer)
+    assert reader.follow(start) == (FeedState.LIVE, False)
+    assert reader.follow(start + 2_000_000_000) == (FeedState.STALE, False)
+    writer.heartbeat(start + 2_000_000_000)
+    assert reader.follow(start + 2_000_000_000) == (FeedState.LIVE, False)
+    epoch = reader.epoch
+    writer.restart()
+    assert reader.follow(now_ns(writer)) == (FeedState.LIVE, True)
+    assert reader.epoch == epoch + 1
+    assert reader.follow(now_ns(writer)) == (FeedState.LIVE, False)
+
+
+def test_an_owner_that_closed_is_said_to_have_closed(writer: Writer, reader: BookReader) -> None:
+    start = now_ns(writer)
+    writer.owned.close()
+    assert reader.follow(start) == (FeedState.CLOSED, False)
+
+
+def test_a_replaced_segment_is_borrowed_anew(writer: Writer, reader: BookReader) -> None:
+    writer.level(1, 100, 5)
+    writer.close()
+    late = now_ns_after_silence()
+    assert reader.follow(late) == (FeedState.STALE, False)
+    assert reader.touch() is not None, "the old content stays readable"
+    fresh = Writer(writer.directory)
+    try:
+        assert reader.follow(late) == (FeedState.LIVE, True)
+        touch = reader.touch()
+        assert touch is not None
+        assert touch.bid_price_ticks == 0
+    finally:
+        fresh.close()
+
+
+def now_ns_after_silence() -> int:
+    """Return a moment long after any heartbeat of this machine's uptime."""
+    return 1 << 60
+
+
+@kernel
+def _write_ring(scalars: Rows, events: Rows, control: Rows, count: int) -> None:
+    """Write `count` events whose words all follow from their position."""
+    capacity = events.shape[0]
+    for position in range(count):
+        row = events[position & (capacity - 1)]
+        store_relaxed(row, 0, -1)
+        fence_release()
+        for word in range(1, 8):
+            row[word] = position * word
+        store_release(row, 0, position + 1)
+        store_release(scalars, layout.EVENT_HEAD, position + 1)
+        if load_acquire(control, 0):
+            break
+
+
+@kernel
+def _write_books(
+    scalars: Rows, levels: Rows, depth: Rows, control: Rows, first: int, count: int
+) -> None:
+    """Rewrite a depth copy and ten levels again and again, all words from one number."""
+    for number in range(first, first + count):
+        row = depth[number % depth.shape[0]]
+        store_relaxed(row, 0, -1)
+        fence_release()
+        for word in range(1, row.shape[0]):
+            row[word] = number
+        row[layout.DEPTH_BID_COUNT] = 16
+        row[layout.DEPTH_ASK_COUNT] = 16
+        store_release(row, 0, number)
+        store_release(scalars, layout.DEPTH_HEAD, number)
+        version = scalars[layout.BOOK_VERSION]
+        store_relaxed(scalars, layout.BOOK_VERSION, version + 1)
+        fence_release()
+        for tick in range(128, 138):
+            levels[tick, 0] = number
+            levels[tick, 1] = number
+        scalars[layout.BOOK_SEQUENCE] = number
+        store_release(scalars, layout.BOOK_VERSION, version + 2)
+        if load_acquire(control, 0):
+            break
+
+
+def test_no_event_is_torn_or_missed_without_notice(writer: Writer, reader: BookReader) -> None:
+    count, control = 3_000_000, np.zeros(1, np.int64)
+    a = writer.arrays
+    thread = threading.Thread(
+        target=_write_ring, args=(a["scalars"], a["events"], control, count), daemon=True
+    )
+    cursor = taken = lost = 0
+    _write_ring(a["scalars"], a["events"], control, 0)
+    thread.start()
+    try:
+        while cursor < count:
+            run = reader.events(cursor, 1 << 62)
+            positions = np.arange(run.position, run.next_position)
+            for word in range(1, 8):
+                assert (run.rows[:, word] == positions * word).all()
+            assert (run.rows[:, 0] == positions + 1).all()
+            assert run.position == cursor + run.lost
+            taken, lost, cursor = taken + len(run.rows), lost + run.lost, run.next_position
+    finally:
+        store_and_join(control, thread)
+    assert taken + lost == count
+    assert taken > 0
+
+
+def test_no_copy_of_a_book_is_torn(writer: Writer, reader: BookReader) -> None:
+    control, a = np.zeros(1, np.int64), writer.arrays
+    for tick in range(128, 138):
+        a["bits0"][0, tick >> 6] |= np.uint64(1 << (tick & 63))
+    for bits in "bits1", "bits2", "bits3":
+        a[bits][0, 0] = 1 if bits != "bits1" else np.uint64(1 << 2)
+    arguments = (a["scalars"], a["levels"], a["depth"], control)
+    _write_books(*arguments, 1, 1)
+    thread = threading.Thread(target=_write_books, args=(*arguments, 2, 1 << 40), daemon=True)
+    thread.start()
+    books = depths = 0
+    newest = 0
+    try:
+        for _ in range(20_000):
+            copy = reader.book_copy()
+            if copy is not None:
+                books += 1
+                assert copy.bids[:, 0].tolist() == list(range(137, 127, -1))
+                assert (copy.bids[:, 1:] == copy.sequence).all()
+            depth = reader.depth_copy()
+            if depth is not None:
+                depths += 1
+                assert (depth.bids == depth.sequence).all()
+                assert (depth.asks == depth.sequence).all()
+                assert depth.sequence >= newest
+                newest = depth.sequence
+    finally:
+        store_and_join(control, thread)
+    assert books > 0
+    assert depths > 0
+    assert newest > 1, "the writer wrote while the reader read"
+
+
+def store_and_join(control: Rows, thread: threading.Thread) -> None:
+    """Tell a writing thread to stop and wait until it did."""
+    control[0] = 1
+    thread.join()
+
+
+def test_a_run_is_bounded(writer: Writer, reader: BookReader) -> None:
+    out = np.zeros((10, layout.EVENT_WORDS), np.int64)
+    result = np.zeros(stable.RESULT_WORDS, np.int64)
+    for lots in range(1, 26):
+        writer.batch([(EVENT_LEVEL, 1, 100, lots, 1, 0)])
+    stable.drain_events(
+        reader._field("scalars"), reader._field("events"), 0, EVERYTHING, out, result
+    )
+    assert result[: stable.CAUGHT_UP + 1].tolist() == [10, 10, 0, 0]
+    assert EVENTS_PER_DRAIN >= INSTRUMENT.event_capacity
