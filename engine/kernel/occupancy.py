@@ -1,0 +1,154 @@
+"""Which prices hold orders: a bitmap of four levels a side, 64 prices a word.
+
+Finding the next occupied price reads at most seven words however far away it is, up to 2**24
+ticks; beyond, the topmost level is scanned word by word (64 words at 2**30 ticks). Tick zero is
+never occupied and means "none".
+"""
+
+import numpy as np
+from numba.cpython.unsafe.numbers import leading_zeros, trailing_zeros
+
+from engine.kernel.state import State
+from exchange.compiled import inlined
+
+
+@inlined
+def _bit(index: int) -> np.uint64:
+    return np.uint64(1) << np.uint64(index & 63)
+
+
+@inlined
+def _lowest(word: np.uint64) -> int:
+    return np.int64(trailing_zeros(word))
+
+
+@inlined
+def _highest(word: np.uint64) -> int:
+    return np.int64(63) - np.int64(leading_zeros(word))
+
+
+@inlined
+def _from(index: int) -> np.uint64:
+    """Return a mask of the bits at and above index."""
+    return np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64(index & 63)
+
+
+@inlined
+def _up_to(index: int) -> np.uint64:
+    """Return a mask of the bits at and below index."""
+    return np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(63 - (index & 63))
+
+
+@inlined
+def occupy(s: State, side: int, tick: int) -> None:
+    """Mark a price as holding orders."""
+    a = tick >> 6
+    b = a >> 6
+    c = b >> 6
+    s.bits0[side, a] |= _bit(tick)
+    s.bits1[side, b] |= _bit(a)
+    s.bits2[side, c] |= _bit(b)
+    s.bits3[side, c >> 6] |= _bit(c)
+
+
+@inlined
+def vacate(s: State, side: int, tick: int) -> None:
+    """Mark a price as empty."""
+    a = tick >> 6
+    s.bits0[side, a] &= ~_bit(tick)
+    if s.bits0[side, a] == np.uint64(0):
+        b = a >> 6
+        s.bits1[side, b] &= ~_bit(a)
+        if s.bits1[side, b] == np.uint64(0):
+            c = b >> 6
+            s.bits2[side, c] &= ~_bit(b)
+            if s.bits2[side, c] == np.uint64(0):
+                s.bits3[side, c >> 6] &= ~_bit(c)
+
+
+@inlined
+def _descend_lowest(s: State, side: int, c: int) -> int:
+    b = (c << 6) + _lowest(s.bits2[side, c])
+    a = (b << 6) + _lowest(s.bits1[side, b])
+    return (a << 6) + _lowest(s.bits0[side, a])
+
+
+@inlined
+def _descend_highest(s: State, side: int, c: int) -> int:
+    b = (c << 6) + _highest(s.bits2[side, c])
+    a = (b << 6) + _highest(s.bits1[side, b])
+    return (a << 6) + _highest(s.bits0[side, a])
+
+
+@inlined
+def lowest_from(s: State, side: int, tick: int) -> int:
+    """Return the lowest occupied price at or above tick, or 0."""
+    none = np.int64(0)
+    a = tick >> 6
+    if a >= s.bits0.shape[1]:
+        return none
+    word = s.bits0[side, a] & _from(tick)
+    if word != np.uint64(0):
+        return (a << 6) + _lowest(word)
+    b = (a + 1) >> 6
+    if b >= s.bits1.shape[1]:
+        return none
+    word = s.bits1[side, b] & _from(a + 1)
+    if word != np.uint64(0):
+        a = (b << 6) + _lowest(word)
+        return (a << 6) + _lowest(s.bits0[side, a])
+    c = (b + 1) >> 6
+    if c >= s.bits2.shape[1]:
+        return none
+    word = s.bits2[side, c] & _from(b + 1)
+    if word != np.uint64(0):
+        b = (c << 6) + _lowest(word)
+        a = (b << 6) + _lowest(s.bits1[side, b])
+        return (a << 6) + _lowest(s.bits0[side, a])
+    d = (c + 1) >> 6
+    if d >= s.bits3.shape[1]:
+        return none
+    word = s.bits3[side, d] & _from(c + 1)
+    while word == np.uint64(0):
+        d += 1
+        if d >= s.bits3.shape[1]:
+            return none
+        word = s.bits3[side, d]
+    return _descend_lowest(s, side, (d << 6) + _lowest(word))
+
+
+@inlined
+def highest_to(s: State, side: int, tick: int) -> int:
+    """Return the highest occupied price at or below tick, or 0."""
+    none = np.int64(0)
+    if tick <= 0:
+        return none
+    a = tick >> 6
+    word = s.bits0[side, a] & _up_to(tick)
+    if word != np.uint64(0):
+        return (a << 6) + _highest(word)
+    if a == 0:
+        return none
+    b = (a - 1) >> 6
+    word = s.bits1[side, b] & _up_to(a - 1)
+    if word != np.uint64(0):
+        a = (b << 6) + _highest(word)
+        return (a << 6) + _highest(s.bits0[side, a])
+    if b == 0:
+        return none
+    c = (b - 1) >> 6
+    word = s.bits2[side, c] & _up_to(b - 1)
+    if word != np.uint64(0):
+        b = (c << 6) + _highest(word)
+        a = (b << 6) + _highest(s.bits1[side, b])
+        return (a << 6) + _highest(s.bits0[side, a])
+    if c == 0:
+        return none
+    d = (c - 1) >> 6
+    word = s.bits3[side, d] & _up_to(c - 1)
+    while word == np.uint64(0):
+        d -= 1
+        if d < 0:
+            return none
+        word = s.bits3[side, d]
+    return _descend_highest(s, side, (d << 6) + _highest(word))
