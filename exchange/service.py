@@ -23,7 +23,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 import grpc
 import uvloop
@@ -115,7 +115,7 @@ def status_of(refusal: Refusal) -> status_pb2.Status:
 
 def refusal_in(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
     """Return the ErrorInfo that a failed call carries, for clients; None if it has none."""
-    for key, value in error.trailing_metadata() or ():
+    for key, value in cast(Any, error).trailing_metadata() or ():
         if key == STATUS_DETAILS and isinstance(value, bytes):
             for detail in status_pb2.Status.FromString(value).details:
                 info = error_details_pb2.ErrorInfo()
