@@ -14,7 +14,15 @@ import xxhash
 
 from engine.kernel.apply import OUTPUT_RESERVE, apply_batch, publish_again, publish_idle
 from engine.kernel.check import check_state
-from engine.kernel.state import BOOK_FIELDS, BOOK_FIRST, CONTEXT_WORDS, VAULT_FIELDS, W_EMITTED
+from engine.kernel.state import (
+    BOOK_FIELDS,
+    BOOK_FIRST,
+    CONTEXT_WORDS,
+    VAULT_FIELDS,
+    W_BITS,
+    W_DEPTH_WORDS,
+    W_EMITTED,
+)
 from engine.vault_layout import (
     ACCOUNT_CAPACITY,
     BAND_HIGH,
@@ -49,6 +57,7 @@ from exchange.book_layout import (
     BOOK_PRICE_CAPACITY,
     BOOK_QUOTE_DECIMALS,
     BOOK_TICK_QUOTE_UNITS,
+    bitmap_words,
     book_layout,
 )
 from exchange.enums import PairStatus
@@ -95,6 +104,9 @@ class Engine:
             self._context[index] = vault[field].ctypes.data
         for index, field in enumerate(BOOK_FIELDS):
             self._context[BOOK_FIRST + index] = book[field].ctypes.data
+        for index, count in enumerate(bitmap_words(instrument.price_capacity_ticks)):
+            self._context[W_BITS + index] = count
+        self._context[W_DEPTH_WORDS] = book["depth"].shape[1]
         self._context_address = self._context.ctypes.data
         self._output_address = self._output.ctypes.data
         self._scalars: Rows = vault["scalars"]

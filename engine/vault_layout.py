@@ -100,6 +100,7 @@ O_FILLED: Final = 3
 O_TERMS: Final = 7
 """side | prevention << 8 | post-only << 12 | maker ppm << 16 | hold ppm << 40."""
 ORDER_WORDS: Final = 8
+ORDER_HALVES: Final = 16
 # ... and as sixteen int32 halves
 H_PRICE: Final = 8
 H_ACCOUNT: Final = 9

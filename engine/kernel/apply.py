@@ -1,7 +1,5 @@
 """The kernel's one entry point: apply a batch of commands to the state behind an address."""
 
-import numpy as np
-
 from engine.kernel.changes import amend_order, cancel_all, cancel_order
 from engine.kernel.entry import new_order, reject
 from engine.kernel.publication import depth_is_due, mark_last, publish_depth, publish_touch
@@ -15,8 +13,10 @@ from engine.kernel.settings import (
     set_price_band,
 )
 from engine.kernel.state import (
+    W_COMMANDS,
     W_DAY,
     W_EMITTED,
+    W_OUT,
     W_SEQUENCE,
     W_SOURCE,
     W_TIME_NS,
@@ -24,8 +24,9 @@ from engine.kernel.state import (
     State,
     form_state,
 )
+from engine.kernel.tables import address_of, words
 from engine.vault_layout import BAND_PPM, EXECUTION_COUNT, RESTING_COUNT, SEQUENCE, TIME_NS
-from exchange.atomics import fence_release, store_relaxed, store_release
+from exchange.atomics import fence_release, store_relaxed_at, store_release_at
 from exchange.book_layout import BOOK_VERSION
 from exchange.compiled import inlined, kernel
 from exchange.enums import CommandKind, Reason
@@ -85,7 +86,7 @@ def _apply_one(s: State, i: int) -> None:
 @inlined
 def _begin(s: State, time_ns: int) -> None:
     # A writer killed inside a batch leaves an odd version; the next batch repairs it.
-    store_relaxed(s.book, BOOK_VERSION, s.book[BOOK_VERSION] | 1)
+    store_relaxed_at(address_of(s.book, BOOK_VERSION), s.book[BOOK_VERSION] | 1)
     fence_release()
     s.work[W_EMITTED] = 0
     s.work[W_TIME_NS] = time_ns
@@ -100,7 +101,7 @@ def _end(s: State, applied: int, time_ns: int) -> None:
     publish_touch(s)
     if depth_is_due(s):
         publish_depth(s)
-    store_release(s.book, BOOK_VERSION, (s.book[BOOK_VERSION] | 1) + 1)
+    store_release_at(address_of(s.book, BOOK_VERSION), (s.book[BOOK_VERSION] | 1) + 1)
 
 
 @kernel
@@ -115,7 +116,10 @@ def apply_batch(
     again with the rest. ``out_capacity`` is at least the order capacity plus OUTPUT_RESERVE, so
     that every call makes progress. The first command gets the sequence after the last applied.
     """
-    s = form_state(context, commands, count, out, out_capacity)
+    work = words(context, 1)
+    work[W_COMMANDS] = commands
+    work[W_OUT] = out
+    s = form_state(context)
     _begin(s, time_ns)
     first = s.scalars[SEQUENCE] + 1
     applied = count
@@ -141,16 +145,16 @@ def apply_batch(
 @kernel
 def publish_idle(context: int) -> None:
     """Bring the depth copies up to date when no command is waiting."""
-    s = form_state(context, context, 0, context, 0)
+    s = form_state(context)
     publish_depth(s)
 
 
 @kernel
 def publish_again(context: int) -> None:
     """Make all publications consistent after a take-over or a restored snapshot."""
-    s = form_state(context, context, 0, context, 0)
-    store_relaxed(s.book, BOOK_VERSION, s.book[BOOK_VERSION] | 1)
+    s = form_state(context)
+    store_relaxed_at(address_of(s.book, BOOK_VERSION), s.book[BOOK_VERSION] | 1)
     fence_release()
     publish_touch(s)
     publish_depth(s)
-    store_release(s.book, BOOK_VERSION, (s.book[BOOK_VERSION] | 1) + 1)
+    store_release_at(address_of(s.book, BOOK_VERSION), (s.book[BOOK_VERSION] | 1) + 1)

@@ -16,6 +16,7 @@ from engine.vault_layout import (
     A_HELD_BASE,
     A_HELD_QUOTE,
     A_OPEN_ORDERS,
+    ACCOUNT_CAPACITY,
     ALLOTTED_BASE,
     ALLOTTED_QUOTE,
     BEST_ASK,
@@ -130,7 +131,7 @@ def _check_accounts(s: State) -> int:
     """Return 0, or the invariant the accounts break."""
     base = np.int64(0)
     quote = np.int64(0)
-    for account in range(s.accounts.shape[0]):
+    for account in range(s.scalars[ACCOUNT_CAPACITY]):
         code = _check_account(s, account)
         if code != 0:
             return code
@@ -160,7 +161,7 @@ def _check_slots(s: State) -> int:
 @kernel
 def check_state(context: int) -> int:
     """Return 0, or the number of the first broken invariant."""
-    s = form_state(context, context, 0, context, 0)
+    s = form_state(context)
     code = _check_levels(s)
     if code == 0:
         code = _check_slots(s)

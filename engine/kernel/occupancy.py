@@ -8,7 +8,7 @@ never occupied and means "none".
 import numpy as np
 from numba.cpython.unsafe.numbers import leading_zeros, trailing_zeros
 
-from engine.kernel.state import State
+from engine.kernel.state import W_BITS, State
 from exchange.compiled import inlined
 
 
@@ -45,39 +45,39 @@ def occupy(s: State, side: int, tick: int) -> None:
     a = tick >> 6
     b = a >> 6
     c = b >> 6
-    s.bits0[side, a] |= _bit(tick)
-    s.bits1[side, b] |= _bit(a)
-    s.bits2[side, c] |= _bit(b)
-    s.bits3[side, c >> 6] |= _bit(c)
+    s.bits0[side * s.work[W_BITS] + a] |= _bit(tick)
+    s.bits1[side * s.work[W_BITS + 1] + b] |= _bit(a)
+    s.bits2[side * s.work[W_BITS + 2] + c] |= _bit(b)
+    s.bits3[side * s.work[W_BITS + 3] + (c >> 6)] |= _bit(c)
 
 
 @inlined
 def vacate(s: State, side: int, tick: int) -> None:
     """Mark a price as empty."""
     a = tick >> 6
-    s.bits0[side, a] &= ~_bit(tick)
-    if s.bits0[side, a] == np.uint64(0):
+    s.bits0[side * s.work[W_BITS] + a] &= ~_bit(tick)
+    if s.bits0[side * s.work[W_BITS] + a] == np.uint64(0):
         b = a >> 6
-        s.bits1[side, b] &= ~_bit(a)
-        if s.bits1[side, b] == np.uint64(0):
+        s.bits1[side * s.work[W_BITS + 1] + b] &= ~_bit(a)
+        if s.bits1[side * s.work[W_BITS + 1] + b] == np.uint64(0):
             c = b >> 6
-            s.bits2[side, c] &= ~_bit(b)
-            if s.bits2[side, c] == np.uint64(0):
-                s.bits3[side, c >> 6] &= ~_bit(c)
+            s.bits2[side * s.work[W_BITS + 2] + c] &= ~_bit(b)
+            if s.bits2[side * s.work[W_BITS + 2] + c] == np.uint64(0):
+                s.bits3[side * s.work[W_BITS + 3] + (c >> 6)] &= ~_bit(c)
 
 
 @inlined
 def _descend_lowest(s: State, side: int, c: int) -> int:
-    b = (c << 6) + _lowest(s.bits2[side, c])
-    a = (b << 6) + _lowest(s.bits1[side, b])
-    return (a << 6) + _lowest(s.bits0[side, a])
+    b = (c << 6) + _lowest(s.bits2[side * s.work[W_BITS + 2] + c])
+    a = (b << 6) + _lowest(s.bits1[side * s.work[W_BITS + 1] + b])
+    return (a << 6) + _lowest(s.bits0[side * s.work[W_BITS] + a])
 
 
 @inlined
 def _descend_highest(s: State, side: int, c: int) -> int:
-    b = (c << 6) + _highest(s.bits2[side, c])
-    a = (b << 6) + _highest(s.bits1[side, b])
-    return (a << 6) + _highest(s.bits0[side, a])
+    b = (c << 6) + _highest(s.bits2[side * s.work[W_BITS + 2] + c])
+    a = (b << 6) + _highest(s.bits1[side * s.work[W_BITS + 1] + b])
+    return (a << 6) + _highest(s.bits0[side * s.work[W_BITS] + a])
 
 
 @inlined
@@ -85,35 +85,35 @@ def lowest_from(s: State, side: int, tick: int) -> int:
     """Return the lowest occupied price at or above tick, or 0."""
     none = np.int64(0)
     a = tick >> 6
-    if a >= s.bits0.shape[1]:
+    if a >= s.work[W_BITS]:
         return none
-    word = s.bits0[side, a] & _from(tick)
+    word = s.bits0[side * s.work[W_BITS] + a] & _from(tick)
     if word != np.uint64(0):
         return (a << 6) + _lowest(word)
     b = (a + 1) >> 6
-    if b >= s.bits1.shape[1]:
+    if b >= s.work[W_BITS + 1]:
         return none
-    word = s.bits1[side, b] & _from(a + 1)
+    word = s.bits1[side * s.work[W_BITS + 1] + b] & _from(a + 1)
     if word != np.uint64(0):
         a = (b << 6) + _lowest(word)
-        return (a << 6) + _lowest(s.bits0[side, a])
+        return (a << 6) + _lowest(s.bits0[side * s.work[W_BITS] + a])
     c = (b + 1) >> 6
-    if c >= s.bits2.shape[1]:
+    if c >= s.work[W_BITS + 2]:
         return none
-    word = s.bits2[side, c] & _from(b + 1)
+    word = s.bits2[side * s.work[W_BITS + 2] + c] & _from(b + 1)
     if word != np.uint64(0):
         b = (c << 6) + _lowest(word)
-        a = (b << 6) + _lowest(s.bits1[side, b])
-        return (a << 6) + _lowest(s.bits0[side, a])
+        a = (b << 6) + _lowest(s.bits1[side * s.work[W_BITS + 1] + b])
+        return (a << 6) + _lowest(s.bits0[side * s.work[W_BITS] + a])
     d = (c + 1) >> 6
-    if d >= s.bits3.shape[1]:
+    if d >= s.work[W_BITS + 3]:
         return none
-    word = s.bits3[side, d] & _from(c + 1)
+    word = s.bits3[side * s.work[W_BITS + 3] + d] & _from(c + 1)
     while word == np.uint64(0):
         d += 1
-        if d >= s.bits3.shape[1]:
+        if d >= s.work[W_BITS + 3]:
             return none
-        word = s.bits3[side, d]
+        word = s.bits3[side * s.work[W_BITS + 3] + d]
     return _descend_lowest(s, side, (d << 6) + _lowest(word))
 
 
@@ -124,31 +124,31 @@ def highest_to(s: State, side: int, tick: int) -> int:
     if tick <= 0:
         return none
     a = tick >> 6
-    word = s.bits0[side, a] & _up_to(tick)
+    word = s.bits0[side * s.work[W_BITS] + a] & _up_to(tick)
     if word != np.uint64(0):
         return (a << 6) + _highest(word)
     if a == 0:
         return none
     b = (a - 1) >> 6
-    word = s.bits1[side, b] & _up_to(a - 1)
+    word = s.bits1[side * s.work[W_BITS + 1] + b] & _up_to(a - 1)
     if word != np.uint64(0):
         a = (b << 6) + _highest(word)
-        return (a << 6) + _highest(s.bits0[side, a])
+        return (a << 6) + _highest(s.bits0[side * s.work[W_BITS] + a])
     if b == 0:
         return none
     c = (b - 1) >> 6
-    word = s.bits2[side, c] & _up_to(b - 1)
+    word = s.bits2[side * s.work[W_BITS + 2] + c] & _up_to(b - 1)
     if word != np.uint64(0):
         b = (c << 6) + _highest(word)
-        a = (b << 6) + _highest(s.bits1[side, b])
-        return (a << 6) + _highest(s.bits0[side, a])
+        a = (b << 6) + _highest(s.bits1[side * s.work[W_BITS + 1] + b])
+        return (a << 6) + _highest(s.bits0[side * s.work[W_BITS] + a])
     if c == 0:
         return none
     d = (c - 1) >> 6
-    word = s.bits3[side, d] & _up_to(c - 1)
+    word = s.bits3[side * s.work[W_BITS + 3] + d] & _up_to(c - 1)
     while word == np.uint64(0):
         d -= 1
         if d < 0:
             return none
-        word = s.bits3[side, d]
+        word = s.bits3[side * s.work[W_BITS + 3] + d]
     return _descend_highest(s, side, (d << 6) + _highest(word))

@@ -10,12 +10,14 @@ import numpy as np
 from engine.kernel.occupancy import highest_to, lowest_from
 from engine.kernel.state import (
     W_DAY,
+    W_DEPTH_WORDS,
     W_EMITTED,
     W_SEQUENCE,
     W_SOURCE,
     W_TIME_NS,
     State,
 )
+from engine.kernel.tables import address_of
 from engine.vault_layout import (
     BEST_ASK,
     BEST_BID,
@@ -37,7 +39,7 @@ from engine.vault_layout import (
     TIME_NS,
     TRADE_COUNT,
 )
-from exchange.atomics import fence_release, store_relaxed, store_release
+from exchange.atomics import fence_release, store_relaxed_at, store_release_at
 from exchange.book_layout import (
     BEST_TICK,
     BOOK_SEQUENCE,
@@ -142,16 +144,17 @@ def mark_last(s: State) -> None:
 def publish_event(s: State, verb: int, price: int, lots: int, count: int) -> None:
     """Append an anonymous event to the public ring."""
     position = s.book[EVENT_HEAD]
-    row = s.events[position & (s.scalars[EVENT_CAPACITY] - 1)]
-    store_relaxed(row, EVENT_COMMIT, np.int64(-1))
+    row = position & (s.scalars[EVENT_CAPACITY] - 1)
+    commit = address_of(s.events, row)
+    store_relaxed_at(commit, np.int64(-1))
     fence_release()
-    row[EVENT_VERB] = verb
-    row[EVENT_PRICE] = price
-    row[EVENT_LOTS] = lots
-    row[EVENT_COUNT] = count
-    row[EVENT_SEQUENCE] = s.work[W_SEQUENCE]
-    row[EVENT_TIME_NS] = s.work[W_TIME_NS]
-    store_release(row, EVENT_COMMIT, position + 1)
+    s.events[row, EVENT_VERB] = verb
+    s.events[row, EVENT_PRICE] = price
+    s.events[row, EVENT_LOTS] = lots
+    s.events[row, EVENT_COUNT] = count
+    s.events[row, EVENT_SEQUENCE] = s.work[W_SEQUENCE]
+    s.events[row, EVENT_TIME_NS] = s.work[W_TIME_NS]
+    store_release_at(commit, position + 1)
     s.book[EVENT_HEAD] = position + 1
 
 
@@ -191,7 +194,7 @@ def publish_touch(s: State) -> None:
     version = t[TOUCH_VERSION]
     # A writer killed inside the section leaves an odd version; the next write repairs it.
     odd = version | 1
-    store_relaxed(t, TOUCH_VERSION, odd)
+    store_relaxed_at(address_of(t, TOUCH_VERSION), odd)
     fence_release()
     bid = s.scalars[BEST_BID]
     ask = s.scalars[BEST_ASK]
@@ -210,7 +213,7 @@ def publish_touch(s: State) -> None:
     t[TOUCH_DAY_LOTS] = s.scalars[DAY_LOTS]
     t[TOUCH_DAY_QUOTE_UNITS] = s.scalars[DAY_QUOTE_UNITS]
     t[TOUCH_STATUS] = s.scalars[PAIR_STATUS]
-    store_release(t, TOUCH_VERSION, odd + 1)
+    store_release_at(address_of(t, TOUCH_VERSION), odd + 1)
     s.book[BOOK_SEQUENCE] = s.scalars[SEQUENCE]
     s.book[BEST_TICK] = bid
     s.book[BEST_TICK + 1] = ask
@@ -219,14 +222,14 @@ def publish_touch(s: State) -> None:
 @inlined
 def _copy_side(s: State, row: int, side: int) -> int:
     """Copy the best levels of a side into a depth copy; return how many."""
-    at = DEPTH_HEADER_WORDS + side * s.scalars[DEPTH_LEVELS] * DEPTH_LEVEL_WORDS
+    at = row + DEPTH_HEADER_WORDS + side * s.scalars[DEPTH_LEVELS] * DEPTH_LEVEL_WORDS
     tick = s.scalars[BEST_BID + side]
     count = 0
     while tick != 0 and count < s.scalars[DEPTH_LEVELS]:
         level = side * s.scalars[PRICE_CAPACITY] + tick
-        s.depth[row, at] = tick
-        s.depth[row, at + 1] = s.levels[level, 0]
-        s.depth[row, at + 2] = s.levels[level, 1]
+        s.depth[at] = tick
+        s.depth[at + 1] = s.levels[level, 0]
+        s.depth[at + 2] = s.levels[level, 1]
         at += DEPTH_LEVEL_WORDS
         count += 1
         tick = highest_to(s, side, tick - 1) if side == 0 else lowest_from(s, side, tick + 1)
@@ -238,18 +241,19 @@ def publish_depth(s: State) -> None:
     """Publish one more complete copy of the best levels of both sides."""
     number = s.book[DEPTH_HEAD] + 1
     index = number % s.scalars[DEPTH_COPIES]
-    row = s.depth[index]
-    store_relaxed(row, DEPTH_COMMIT, np.int64(-1))
+    row = index * s.work[W_DEPTH_WORDS]
+    commit = address_of(s.depth, row + DEPTH_COMMIT)
+    store_relaxed_at(commit, np.int64(-1))
     fence_release()
-    row[DEPTH_SEQUENCE] = s.scalars[SEQUENCE]
-    row[DEPTH_EVENT] = s.book[EVENT_HEAD]
-    row[DEPTH_TIME] = s.scalars[TIME_NS]
-    row[DEPTH_BID_COUNT] = _copy_side(s, index, 0)
-    row[DEPTH_ASK_COUNT] = _copy_side(s, index, 1)
-    store_release(row, DEPTH_COMMIT, number)
+    s.depth[row + DEPTH_SEQUENCE] = s.scalars[SEQUENCE]
+    s.depth[row + DEPTH_EVENT] = s.book[EVENT_HEAD]
+    s.depth[row + DEPTH_TIME] = s.scalars[TIME_NS]
+    s.depth[row + DEPTH_BID_COUNT] = _copy_side(s, row, 0)
+    s.depth[row + DEPTH_ASK_COUNT] = _copy_side(s, row, 1)
+    store_release_at(commit, number)
     s.book[DEPTH_EVENT_HEAD] = s.book[EVENT_HEAD]
     s.book[DEPTH_TIME_NS] = s.scalars[TIME_NS]
-    store_release(s.book, DEPTH_HEAD, number)
+    store_release_at(address_of(s.book, DEPTH_HEAD), number)
 
 
 @inlined

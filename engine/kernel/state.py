@@ -1,37 +1,19 @@
 """The arrays the kernel works on, formed from addresses inside the compiled code.
 
 The kernel is reached through one integer: the address of a context of 64 words that holds the
-addresses of all arrays. Views formed inside the compiled function carry no owner, so nothing is
+addresses of all arrays. Tables formed inside the compiled function carry no owner, so nothing is
 reference counted in the loop, which makes the same book several times faster than arrays handed
-in as arguments. The context also holds the loop's own working words.
+in as arguments. The context also holds the loop's own working words, so any compiled function
+can be entered with the context alone.
 """
 
 from typing import Any, Final, NamedTuple
 
-import numpy as np
-from numba import carray
-
-from engine.vault_layout import (
-    ACCOUNT_CAPACITY,
-    ACCOUNT_WORDS,
-    CLIENT_ENTRY_WORDS,
-    CLIENT_WINDOW,
-    DEPTH_COPIES,
-    DEPTH_LEVELS,
-    EVENT_CAPACITY,
-    ORDER_CAPACITY,
-    ORDER_WORDS,
-    PRICE_CAPACITY,
-)
-from exchange.atomics import pointer_at
-from exchange.book_layout import (
-    DEPTH_HEADER_WORDS,
-    DEPTH_LEVEL_WORDS,
-    EVENT_WORDS,
-    TOUCH_WORDS,
-)
+from engine.kernel.tables import bitmap, halves, words
+from engine.vault_layout import ACCOUNT_WORDS, CLIENT_ENTRY_WORDS, ORDER_HALVES, ORDER_WORDS
+from exchange.book_layout import EVENT_WORDS
 from exchange.compiled import inlined
-from exchange.records import COMMAND_WORDS, EXECUTION_WORDS, RING_CAPACITY
+from exchange.records import COMMAND_WORDS, EXECUTION_WORDS
 
 # Context words: addresses.
 VAULT_FIELDS: Final = (
@@ -64,11 +46,19 @@ W_EMITTED: Final = 35
 W_DAY: Final = 36
 W_TRADED: Final = 37
 """One when the running command has traded."""
+W_COMMANDS: Final = 38
+"""Address of the commands."""
+W_OUT: Final = 39
+"""Address of the executions."""
+W_BITS: Final = 40
+"""Words 40 to 43: words of one side in each of the four bitmaps."""
+W_DEPTH_WORDS: Final = 44
+"""Words of one depth copy."""
 CONTEXT_WORDS: Final = 64
 
 
 class State(NamedTuple):
-    """Views of everything the kernel reads and writes; field meanings in the two layouts."""
+    """Tables of everything the kernel reads and writes; columns in the two layouts."""
 
     work: Any
     scalars: Any
@@ -94,38 +84,29 @@ class State(NamedTuple):
 
 
 @inlined
-def form_state(context: int, commands: int, count: int, out: int, out_capacity: int) -> State:
-    """Return the views behind a context's addresses."""
-    work = carray(pointer_at(context), 64, np.int64)
-    scalars = carray(pointer_at(work[0]), 128, np.int64)
-    ticks = scalars[PRICE_CAPACITY]
-    orders = scalars[ORDER_CAPACITY] + 1
-    window = scalars[CLIENT_WINDOW]
-    words0 = (ticks + 63) >> 6
-    words1 = (words0 + 63) >> 6
-    words2 = (words1 + 63) >> 6
-    words3 = (words2 + 63) >> 6
-    depth_words = DEPTH_HEADER_WORDS + 2 * DEPTH_LEVEL_WORDS * scalars[DEPTH_LEVELS]
+def form_state(context: int) -> State:
+    """Return the tables behind a context's addresses."""
+    work = words(context, 1)
     return State(
         work,
-        scalars,
-        carray(pointer_at(work[1]), RING_CAPACITY, np.int64),
-        carray(pointer_at(work[2]), (scalars[ACCOUNT_CAPACITY], ACCOUNT_WORDS), np.int64),
-        carray(pointer_at(work[3]), (orders, ORDER_WORDS), np.int64),
-        carray(pointer_at(work[3]), (orders, 2 * ORDER_WORDS), np.int32),
-        carray(pointer_at(work[4]), (2 * ticks, 2), np.int32),
-        carray(pointer_at(work[5]), (window, CLIENT_ENTRY_WORDS), np.int64),
-        carray(pointer_at(work[6]), window, np.int64),
-        carray(pointer_at(work[7]), 2 * window, np.int64),
-        carray(pointer_at(work[BOOK_FIRST]), 64, np.int64),
-        carray(pointer_at(work[BOOK_FIRST + 1]), TOUCH_WORDS, np.int64),
-        carray(pointer_at(work[BOOK_FIRST + 2]), (2, words0), np.uint64),
-        carray(pointer_at(work[BOOK_FIRST + 3]), (2, words1), np.uint64),
-        carray(pointer_at(work[BOOK_FIRST + 4]), (2, words2), np.uint64),
-        carray(pointer_at(work[BOOK_FIRST + 5]), (2, words3), np.uint64),
-        carray(pointer_at(work[BOOK_FIRST + 6]), (2 * ticks, 2), np.int64),
-        carray(pointer_at(work[BOOK_FIRST + 7]), (scalars[DEPTH_COPIES], depth_words), np.int64),
-        carray(pointer_at(work[BOOK_FIRST + 8]), (scalars[EVENT_CAPACITY], EVENT_WORDS), np.int64),
-        carray(pointer_at(commands), (count, COMMAND_WORDS), np.int64),
-        carray(pointer_at(out), (out_capacity, EXECUTION_WORDS), np.int64),
+        words(work[0], 1),
+        words(work[1], 1),
+        words(work[2], ACCOUNT_WORDS),
+        words(work[3], ORDER_WORDS),
+        halves(work[3], ORDER_HALVES),
+        halves(work[4], 2),
+        words(work[5], CLIENT_ENTRY_WORDS),
+        words(work[6], 1),
+        words(work[7], 1),
+        words(work[BOOK_FIRST], 1),
+        words(work[BOOK_FIRST + 1], 1),
+        bitmap(work[BOOK_FIRST + 2], 1),
+        bitmap(work[BOOK_FIRST + 3], 1),
+        bitmap(work[BOOK_FIRST + 4], 1),
+        bitmap(work[BOOK_FIRST + 5], 1),
+        words(work[BOOK_FIRST + 6], 2),
+        words(work[BOOK_FIRST + 7], 1),
+        words(work[BOOK_FIRST + 8], EVENT_WORDS),
+        words(work[W_COMMANDS], COMMAND_WORDS),
+        words(work[W_OUT], EXECUTION_WORDS),
     )
