@@ -287,6 +287,7 @@ class Journal:
         `chain_hash` (unsigned, 64 bits) covers everything executed before this batch. Raises
         JournalBlocked, after which nothing has changed and the same call may be made again.
         """
+        self._refuse_if_lost()
         count, frame_bytes = len(commands), HEADER_BYTES + commands.nbytes
         assert commands.dtype == np.int64, f"commands are {commands.dtype}, not int64"
         assert commands.shape == (count, COMMAND_WORDS), f"commands have shape {commands.shape}"
@@ -301,7 +302,6 @@ class Journal:
         # Two frames under way could reach the disk in the other order, and a torn first one
         # would then look like damage.
         assert not (self._unsynced and self.durability is Durability.FSYNC), "sync comes first"
-        self._refuse_if_lost()
         if self._position + frame_bytes > self._capacity_bytes:
             self._rotate_to(first_sequence)
         header = header_of(commands, first_sequence, time_ns, chain_hash, self.identity)
