@@ -281,8 +281,9 @@ class ReferenceEngine:
             rests=self.market.book.orders.__contains__,
         )
         self.out.about(ExecutionKind.ACCEPTED, order, order.leaves, order.leaves)
-        if self.market.settle(order, self.market.match(order)):
-            self.market.take_slot(order)
+        self.market.take_slot(order)
+        if not self.market.settle(order, self.market.match(order)):
+            self.market.free_slot(order)
 
     # Orders that rest.
 
@@ -345,7 +346,7 @@ class ReferenceEngine:
         order.maker_ppm, order.hold_ppm = account.maker_ppm, account.hold_ppm
         self.report_amended(order)
         if not self.market.settle(order, self.market.match(order)):
-            self.market.freed_slots.append(order.slot)
+            self.market.free_slot(order)
 
     def report_amended(self, order: Order) -> None:
         """Emit AMENDED."""

@@ -83,12 +83,17 @@ class Market:
         self.book.append(order)
 
     def take_slot(self, order: Order) -> None:
-        """Make an order's slot its own."""
-        if order.slot in self.freed_slots:
-            self.freed_slots.remove(order.slot)
+        """Make the next slot this order's own."""
+        assert order.slot == self.next_slot()
+        if self.freed_slots:
+            self.freed_slots.pop()
         else:
-            self.highest_slot += 1
-            assert order.slot == self.highest_slot
+            self.highest_slot = max(self.highest_slot, order.slot)
+
+    def free_slot(self, order: Order) -> None:
+        """Let the next order have this order's slot."""
+        if order.slot != 0:
+            self.freed_slots.append(order.slot)
 
     def leave_level(self, order: Order) -> None:
         """Take an order out of the book, its funds free again; it keeps its slot."""
@@ -101,7 +106,7 @@ class Market:
     def remove(self, order: Order) -> None:
         """Take an order out for good."""
         self.leave_level(order)
-        self.freed_slots.append(order.slot)
+        self.free_slot(order)
 
     def end(self, order: Order, kind: ExecutionKind, reason: Reason) -> None:
         """Cancel or expire a resting order."""
