@@ -63,7 +63,7 @@ from exchange.book_layout import (
 from exchange.enums import PairStatus
 from exchange.instrument import Instrument
 from exchange.ownership import Layout
-from exchange.records import COMMAND_WORDS, EXECUTION_WORDS
+from exchange.records import COMMAND_BYTES, COMMAND_WORDS, EXECUTION_WORDS
 
 Rows = npt.NDArray[np.int64]
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -108,6 +108,7 @@ class Engine:
             self._context[W_BITS + index] = count
         self._context[W_DEPTH_WORDS] = book["depth"].shape[1]
         self._context_address = self._context.ctypes.data
+        self._output_capacity = self._output.shape[0]
         self._output_address = self._output.ctypes.data
         self._scalars: Rows = vault["scalars"]
         self._configure()
@@ -116,7 +117,9 @@ class Engine:
     def in_memory(cls, instrument: Instrument) -> "Engine":
         """Return an engine over fresh anonymous memory."""
         instrument.validate()
-        return cls(instrument, _allocate(vault_layout(instrument)), _allocate(book_layout(instrument)))
+        return cls(
+            instrument, _allocate(vault_layout(instrument)), _allocate(book_layout(instrument))
+        )
 
     def _configure(self) -> None:
         instrument, scalars, public = self.instrument, self._scalars, self.book["scalars"]
@@ -164,32 +167,36 @@ class Engine:
         """Return how many executions were ever emitted: the number of the next one."""
         return int(self._scalars[EXECUTION_COUNT])
 
-    def apply_some(self, commands: Rows, time_ns: int) -> tuple[int, Rows]:
-        """Apply commands until the output is full; return how many, and a view of the executions.
+    def apply_at(self, commands_address: int, count: int, time_ns: int) -> int:
+        """Apply so many command rows at an address; return how many were applied.
 
-        ``commands`` is (n, 8) int64 in C order. The view is valid until the next call.
+        Fewer than count when the output is full: take ``executions`` and call again with the
+        rest. The rows are 64 bytes each and stay where they are during the call.
         """
-        assert commands.flags.c_contiguous and commands.shape[1] == COMMAND_WORDS
-        applied = apply_batch(
+        return apply_batch(
             self._context_address,
-            commands.ctypes.data,
-            commands.shape[0],
+            commands_address,
+            count,
             time_ns,
             self._output_address,
-            self._output.shape[0],
+            self._output_capacity,
         )
-        return applied, self._output[: self._context[W_EMITTED]]
+
+    @property
+    def executions(self) -> Rows:
+        """Return the executions of the last call, (m, 16), a view valid until the next one."""
+        return self._output[: self._context[W_EMITTED]]
 
     def apply(self, commands: Rows, time_ns: int) -> Rows:
         """Apply all commands; return their executions, (m, 16) int64, as a copy."""
+        rows = np.ascontiguousarray(commands, dtype=np.int64).reshape(-1, COMMAND_WORDS)
         parts = []
-        rest = np.ascontiguousarray(commands, dtype=np.int64)
-        while True:
-            applied, executions = self.apply_some(rest, time_ns)
-            parts.append(executions.copy())
-            rest = rest[applied:]
-            if not len(rest):
-                return np.concatenate(parts)
+        applied = 0
+        while applied < len(rows) or not parts:
+            address = rows.ctypes.data + applied * COMMAND_BYTES
+            applied += self.apply_at(address, len(rows) - applied, time_ns)
+            parts.append(self.executions.copy())
+        return np.concatenate(parts)
 
     def publish_idle(self) -> None:
         """Bring the published depth up to date when nothing is waiting."""

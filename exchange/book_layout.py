@@ -15,8 +15,9 @@ writer; readers map it PROT_READ and write nothing, ever.
     event      0 commit word: position + 1 when complete, -1 while being written
                1 kind | side << 8 | flags << 16
                2 price ticks   3 lots (LEVEL: absolute; TRADE: traded)
-               4 order count of the level (LEVEL), trade number (TRADE), status (STATUS)
-               5 sequence      6 time ns      7 zero
+               4 sequence      5 time ns
+               6 order count of the level (LEVEL), trade number (TRADE), status (STATUS)
+               7 zero
     depth copy 0 commit word: copy number when complete, -1 while being written
                1 sequence      2 event position: the copy includes every event below it
                3 time ns       4 bid level count     5 ask level count     6, 7 zero
@@ -84,9 +85,11 @@ EVENT_COMMIT: Final = 0
 EVENT_VERB: Final = 1
 EVENT_PRICE: Final = 2
 EVENT_LOTS: Final = 3
-EVENT_COUNT: Final = 4
-EVENT_SEQUENCE: Final = 5
-EVENT_TIME_NS: Final = 6
+EVENT_SEQUENCE: Final = 4
+EVENT_TIME_NS: Final = 5
+EVENT_COUNT: Final = 6
+"""Not beside the lots: a level's two words, stored one by one and loaded at once as a pair, would
+wait for both stores to leave the store buffer."""
 EVENT_WORDS: Final = 8
 
 EVENT_LEVEL: Final = 1

@@ -2,6 +2,7 @@
 
 from engine.kernel.changes import amend_order, cancel_all, cancel_order
 from engine.kernel.entry import new_order, reject
+from engine.kernel.lookahead import look_ahead, look_at_first
 from engine.kernel.publication import depth_is_due, mark_last, publish_depth, publish_touch
 from engine.kernel.settings import (
     follow_band,
@@ -123,7 +124,9 @@ def apply_batch(
     _begin(s, time_ns)
     first = s.scalars[SEQUENCE] + 1
     applied = count
+    look_at_first(s, count)
     for i in range(count):
+        look_ahead(s, i, count)
         if out_capacity - s.work[W_EMITTED] < s.scalars[RESTING_COUNT] + OUTPUT_RESERVE:
             applied = i
             break

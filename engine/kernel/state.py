@@ -1,6 +1,6 @@
 """The arrays the kernel works on, formed from addresses inside the compiled code.
 
-The kernel is reached through one integer: the address of a context of 64 words that holds the
+The kernel is reached through one integer: the address of a context of 128 words that holds the
 addresses of all arrays. Tables formed inside the compiled function carry no owner, so nothing is
 reference counted in the loop, which makes the same book several times faster than arrays handed
 in as arguments. The context also holds the loop's own working words, so any compiled function
@@ -54,7 +54,10 @@ W_BITS: Final = 40
 """Words 40 to 43: words of one side in each of the four bitmaps."""
 W_DEPTH_WORDS: Final = 44
 """Words of one depth copy."""
-CONTEXT_WORDS: Final = 64
+W_LOOK_CHAIN: Final = 64
+W_LOOK_SLOT: Final = 96
+"""32 words each: what the look-ahead has found for the commands under way."""
+CONTEXT_WORDS: Final = 128
 
 
 class State(NamedTuple):
