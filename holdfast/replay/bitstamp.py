@@ -7,18 +7,19 @@ with the trades, naming both orders, in a file beside it. `created` becomes a li
 which the receiver's own matching brings about.
 
 The events do not say who asked for post-only. An order that crossed and was deleted untouched a
-moment later must have been one, so every order the trades do not name as taker is sent so. Two
-more things only the trades tell: the size of a taker whose event came too late to carry it, and
-that a resting order was not there any more although its deletion was never sent: such a ghost is
-cancelled just before the first taker that is recorded to have traded through its price.
+moment later must have been one, so every order the trades do not name as taker is sent so. A
+taker without a price on the grid (0, or 999999999) is a market order. Two more things only the
+trades tell: the size of a taker whose event came too late to carry it, and that a resting order
+was not there any more although its deletion was never sent: such a ghost is cancelled just before
+the first taker that is recorded to have passed it by.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from exchange.enums import Side
+from exchange.enums import OrderType, Side, TimeInForce
 from exchange.instrument import Instrument
 from exchange.records import COMMAND_FLAG_POST_ONLY
 from holdfast.replay.formats import (
@@ -32,7 +33,7 @@ from holdfast.replay.formats import (
 
 LOT_DECIMALS: Final = 8
 PRICE_CAPACITY_TICKS: Final = 1 << 20
-"""Whole dollars; a few hundred orders at ten and more times the price are left out."""
+"""Whole dollars; the few resting orders below one and far above the market are left out."""
 QUANTITY_LIMIT_LOTS: Final = 1 << 40
 ORDER_HEADER: Final = "id,timestamp,exchange_timestamp,price,volume,action,direction"
 TRADE_HEADER: Final = (
@@ -48,6 +49,7 @@ class _Taker:
 
     lots: int = 0
     worst_price: int = 0
+    makers: list[int] = field(default_factory=list)
 
 
 class _Reader:
@@ -57,51 +59,66 @@ class _Reader:
         self.left_out_count = 0
         self.unsized_count = 0
         self._takers: dict[int, _Taker] = {}
-        self._makers: dict[int, set[int]] = {}
         self._resting: dict[int, tuple[Side, int]] = {}
         for maker, order, price, lots in fills:
             taker = self._takers.setdefault(order, _Taker())
             taker.lots += lots
             # The fills of one taker come in order, so the last is the worst.
             taker.worst_price = price
-            self._makers.setdefault(order, set()).add(maker)
+            taker.makers.append(maker)
 
     def created(self, order: int, side: Side, price: int, lots: int) -> None:
         """Take the arrival of an order."""
         taker = self._takers.get(order)
-        if lots == 0 and taker is None:
+        priced = 0 < price < PRICE_CAPACITY_TICKS
+        if taker is not None:
+            self._incoming(order, side, price if priced else 0, lots or taker.lots)
+        elif lots == 0:
             self.unsized_count += 1
-            return
-        if price >= PRICE_CAPACITY_TICKS or lots > QUANTITY_LIMIT_LOTS:
+        elif not priced or lots > QUANTITY_LIMIT_LOTS:
             self.left_out_count += 1
-            return
-        if taker is None:
-            flags = COMMAND_FLAG_POST_ONLY
         else:
-            flags = 0
-            lots = lots or taker.lots
-            self._drop_ghosts(order, side, taker)
-        self._resting[order] = (side, price)
-        self.commands.new_order(order, side, price, lots, flags=flags)
+            self._resting[order] = (side, price)
+            self.commands.new_order(order, side, price, lots, flags=COMMAND_FLAG_POST_ONLY)
 
     def deleted(self, order: int, lots: int) -> None:
         """Take the end of an order."""
         if self._resting.pop(order, None) and lots:
             self.commands.cancel(order)
 
-    def _drop_ghosts(self, order: int, side: Side, taker: _Taker) -> None:
-        makers = self._makers[order]
-        ghosts = [
-            resting
-            for resting, (at, price) in self._resting.items()
-            if at != side
-            and resting not in makers
-            and (price < taker.worst_price if side == Side.BUY else price > taker.worst_price)
-        ]
-        for ghost in ghosts:
+    def _incoming(self, order: int, side: Side, price: int, lots: int) -> None:
+        for ghost in self._ghosts_before(self._takers[order], side):
             del self._resting[ghost]
             self.commands.cancel(ghost)
-        self.ghosts.extend(ghosts)
+            self.ghosts.append(ghost)
+        if price:
+            self._resting[order] = (side, price)
+            self.commands.new_order(order, side, price, lots)
+        else:
+            self.commands.new_order(
+                order,
+                side,
+                0,
+                lots,
+                order_type=OrderType.MARKET,
+                time_in_force=TimeInForce.IMMEDIATE_OR_CANCEL,
+            )
+
+    def _ghosts_before(self, taker: _Taker, side: Side) -> list[int]:
+        """Return the orders that stood before the last recorded maker and did not trade."""
+        ghosts = []
+        last_maker_seen = False
+        for order, (at, price) in self._resting.items():
+            if order in taker.makers:
+                last_maker_seen |= order == taker.makers[-1]
+            elif at != side:
+                better = (
+                    price < taker.worst_price if side == Side.BUY else price > taker.worst_price
+                )
+                ahead = price == taker.worst_price and not last_maker_seen
+                if better or ahead:
+                    ghosts.append(order)
+        return ghosts
 
 
 def read(path: Path, account: int = 1) -> Recording:
@@ -162,14 +179,14 @@ def _notes(reader: _Reader) -> tuple[str, ...]:
     notes = []
     if reader.left_out_count:
         notes.append(
-            f"{reader.left_out_count:,} orders at {PRICE_CAPACITY_TICKS:,} dollars and more, or "
-            f"of more than {QUANTITY_LIMIT_LOTS:,} lots, were left out."
+            f"{reader.left_out_count:,} orders below one dollar, at {PRICE_CAPACITY_TICKS:,} "
+            f"dollars and more, or of more than {QUANTITY_LIMIT_LOTS:,} lots were left out."
         )
     if reader.unsized_count:
         notes.append(f"{reader.unsized_count:,} orders were recorded without a size.")
     if reader.ghosts:
         names = ", ".join(map(str, reader.ghosts))
-        notes.append(f"Dropped when traded through, because they were gone already: {names}.")
+        notes.append(f"Dropped when traded past, because they were gone already: {names}.")
     return tuple(notes)
 
 

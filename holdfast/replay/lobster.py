@@ -125,6 +125,8 @@ class _Reader:
 
     def message(self, message: _Message) -> None:
         """Take the next message; a run of executions is held back until it ends."""
+        if message.kind not in VISIBLE_KINDS:
+            return
         if self._run and not self._continues(message):
             self.flush()
         self.commands.message_index = message.index

@@ -39,7 +39,7 @@ def test_maker_fills(recording: Recording, executions: Rows) -> None:
 
 def test_only_the_two_known_ghosts_are_dropped(recording: Recording) -> None:
     dropped = [note for note in recording.notes if note.startswith("Dropped")]
-    assert dropped == [f"Dropped when traded through, because they were gone already: {GHOSTS}."]
+    assert dropped == [f"Dropped when traded past, because they were gone already: {GHOSTS}."]
 
 
 def test_nothing_is_refused_but_post_only_orders_and_their_cancels(executions: Rows) -> None:

@@ -56,9 +56,9 @@ def replay(recorded_data: Callable[[str], Path]) -> Replay:
         _, kind, _, lots, _, side = line.split(",")
         if kind == EXECUTION and not applied:
             held_back.add(venue, lobster.SIDES[side], int(lots))
-        else:
+        elif kind in lobster.VISIBLE_KINDS:
             held_back = HeldBack()
-        bids, asks = held_back.bids, held_back.asks
+        bids, asks = list(held_back.bids), list(held_back.asks)
         if not held_back.lots:
             bid, ask = venue.top()
             assert bid is not None
@@ -112,20 +112,29 @@ def test_top_of_book_after_every_message(
 def test_fifty_levels_of_the_first_messages(
     replay: Replay, recorded_data: Callable[[str], Path]
 ) -> None:
+    """Every recorded level equals ours, but those that came into view from below the fiftieth.
+
+    No message tells of an order beyond the fifty recorded levels, so what stood there already is
+    seen for the first time when it becomes the last of them.
+    """
     unit = lobster.PRICE_UNITS_PER_TICK
+    came_into_view: set[int] = set()
     compared = 0
     for number, line in enumerate(read_lines(recorded_data(FOLDER) / DEPTHS)):
         words = [int(word) for word in line.split(",")]
         bids, asks = replay.depths[number]
         for offset, levels in ((0, asks), (2, bids)):
-            recorded = list(zip(words[offset::4], words[offset + 1 :: 4], strict=True))
-            known = [pair for pair in recorded if pair[1] > 0]
+            pairs = zip(words[offset::4], words[offset + 1 :: 4], strict=True)
+            recorded = [pair for pair in pairs if pair[1] > 0]
             ours = [(price * unit, lots) for price, lots, _ in levels]
-            reach = min(len(ours), len(known), DEPTH)
-            assert ours[:reach] == known[:reach], f"message {number}"
-            compared += reach
-    print(f"{compared:,} levels compared")
-    assert compared > 0
+            if len(recorded) == DEPTH and recorded[-1] not in ours:
+                came_into_view.add(recorded[-1][0])
+            known = [pair for pair in recorded if pair[0] not in came_into_view]
+            assert ours[: len(known)] == known, f"message {number}"
+            compared += len(known)
+    print(f"{compared:,} levels equal; {len(came_into_view)} came into view from outside")
+    assert compared > 65_000
+    assert len(came_into_view) == 1
 
 
 def test_recorded_makers_are_hit(replay: Replay) -> None:
