@@ -91,7 +91,8 @@ def _begin(s: State, time_ns: int) -> None:
     fence_release()
     s.work[W_EMITTED] = 0
     s.work[W_TIME_NS] = time_ns
-    s.work[W_DAY] = time_ns // DAY_NS
+    # Day 0 means that there was no trade yet.
+    s.work[W_DAY] = time_ns // DAY_NS + 1
 
 
 @inlined
