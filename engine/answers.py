@@ -1,0 +1,119 @@
+"""The follower of the execution log in an order-entry process: who asked gets its answer.
+
+One pass over new rows folds them into acknowledgements by ring position and brings the order
+index up to date; then the callers whose positions are answered are woken. A caller is a range of
+positions, so a batch of a thousand orders costs one waiter, not a thousand.
+
+Invariants: positions are answered in order, because a ring is read in order and executions of one
+command stand together, the last with FLAG_LAST; acknowledgements are copied to their caller before
+their row is used again; private streams keep no queue here, they read the log themselves at their
+own pace and are only told that it has grown. So nothing here grows with a slow client.
+
+Not here: sleeping and bells (see `engine.entry.process`), the network.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from engine.batches import ACK_WORDS, FOLD_ACKED, FOLD_OPEN, FOLD_WORDS, NO_POSITION
+from engine.batches import copy_acks, fold_acks
+from engine.entry.order_index import OrderIndex
+from engine.execution_log import ExecutionLogReader
+from exchange.intake import INBOX_CAPACITY
+from exchange.records import Rows
+
+ACK_CAPACITY: Final = 2 * INBOX_CAPACITY
+"""Rows of acknowledgements: more than commands can be unanswered at a time."""
+STEP_ROWS: Final = 16_384
+"""Most executions of one step: a millisecond or so, then others get their turn."""
+
+
+@dataclass(slots=True)
+class _Waiter:
+    first: int
+    count: int
+    future: "asyncio.Future[Rows]"
+
+
+class Follower:
+    """Follows the log for one inbox ring. Belongs to one event loop."""
+
+    def __init__(
+        self, reader: ExecutionLogReader, ring: int, index: OrderIndex, acked: int
+    ) -> None:
+        self.reader = reader
+        self.ring = ring
+        self.index = index
+        self._acks = np.zeros((ACK_CAPACITY, ACK_WORDS), np.int64)
+        self._state = np.zeros(FOLD_WORDS, np.int64)
+        self._state[FOLD_ACKED] = acked
+        self._state[FOLD_OPEN] = NO_POSITION
+        self._waiters: deque[_Waiter] = deque()
+        self._growth: asyncio.Future[None] | None = None
+
+    @property
+    def acked(self) -> int:
+        """Every position of the ring below this one is answered."""
+        return int(self._state[FOLD_ACKED])
+
+    @property
+    def number(self) -> int:
+        """The first log number that was not followed yet."""
+        return self.index.number
+
+    @property
+    def waiter_count(self) -> int:
+        """How many callers wait."""
+        return len(self._waiters)
+
+    def behind(self) -> int:
+        """Return how many executions wait to be followed."""
+        return self.reader.committed() - self.index.number
+
+    def expect(self, first: int, count: int) -> "asyncio.Future[Rows]":
+        """Return what becomes the acknowledgements (count, 6) of positions from `first` on.
+
+        Must be called in the order of positions. Cancelling the future forgets the caller, not
+        the commands.
+        """
+        future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
+        self._waiters.append(_Waiter(first, count, future))
+        return future
+
+    def step(self) -> int:
+        """Follow up to `STEP_ROWS` executions and wake who is answered; return how many."""
+        wanted = min(self.behind(), STEP_ROWS)
+        if wanted <= 0:
+            return 0
+        first_number = self.index.number
+        rows = self.reader.read(first_number, wanted)
+        fold_acks(rows, first_number, self.ring, self._state, self._acks)
+        self.index.apply(rows)
+        self._wake()
+        return len(rows)
+
+    def _wake(self) -> None:
+        acked = self.acked
+        waiters = self._waiters
+        while waiters and waiters[0].first + waiters[0].count <= acked:
+            waiter = waiters.popleft()
+            if not waiter.future.done():
+                out = np.empty((waiter.count, ACK_WORDS), np.int64)
+                copy_acks(self._acks, waiter.first, out)
+                waiter.future.set_result(out)
+        if self._growth is not None:
+            self._growth.set_result(None)
+            self._growth = None
+
+    async def grown(self, number: int, timeout_s: float) -> bool:
+        """Wait until the log was followed beyond `number`; say whether it was within the time."""
+        if self.index.number > number:
+            return True
+        if self._growth is None:
+            self._growth = asyncio.get_running_loop().create_future()
+        done, _ = await asyncio.wait((self._growth,), timeout=timeout_s)
+        return bool(done)
