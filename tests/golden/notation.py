@@ -140,7 +140,8 @@ class Words:
     def number(self) -> int:
         """Take the next word, a number; 1_000 and 2^61 are understood."""
         base, _, power = self.next().partition("^")
-        return int(base) ** int(power or 1)
+        number: int = int(base) ** int(power or 1)
+        return number
 
     def take(self, *words: str) -> bool:
         """Take these words if they come next."""

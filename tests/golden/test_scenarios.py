@@ -11,7 +11,6 @@ import pytest
 
 from exchange.enums import Asset, CommandKind, ExecutionKind, Side
 from exchange.records import E_VERB
-from tests.golden.drivers import Depth, Driver, Kernel, Twin
 from tests.golden.notation import (
     Line,
     Scenario,
@@ -23,6 +22,7 @@ from tests.golden.notation import (
     write_scenarios,
 )
 from tests.reference.comparison import difference
+from tests.reference.drivers import Depth, Driver, Kernel, Twin
 
 FOLDER = Path(__file__).with_name("scenarios")
 FILES = sorted(FOLDER.glob("*.txt"))

@@ -1,0 +1,387 @@
+"""Streams of commands for the comparison of kernel and twin, drawn from small universes.
+
+Few prices, few accounts, small quantities and small capacities, so that orders meet, ids repeat
+and everything runs full; now and then a number at the edge of what a word holds. One writer of
+commands (`Author`) serves Hypothesis, which can shrink what it finds, and a seeded generator,
+which is fast: both only have to answer `number(low, high)`.
+
+The author watches the twin's executions to know which orders exist. It knows no rule: whether a
+command is accepted is never its business.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from exchange import records
+from exchange.enums import Asset, CommandKind, ExecutionKind
+from exchange.instrument import AMOUNT_LIMIT_UNITS, Instrument
+
+Item = TypeVar("Item")
+START_NS = 1_700_000_000_000_000_000
+HOUR_NS = 3600 * 1_000_000_000
+WORD_EDGES = (
+    *(0, 1, -1, 2, -(1 << 63), (1 << 63) - 1, AMOUNT_LIMIT_UNITS, AMOUNT_LIMIT_UNITS + 1),
+    *(1 << 24, 1 << 31, 1 << 32, (1 << 32) - 1, 1 << 40, 1 << 62, -(1 << 32)),
+)
+
+
+class Dice(Protocol):
+    """The only source of chance of a stream."""
+
+    def number(self, low: int, high: int) -> int:
+        """Return a number from low to high, both included."""
+
+
+class SeededDice:
+    """Chance from a seed: the same seed, the same stream, on every machine."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = np.random.Generator(np.random.PCG64(seed))
+        self.pool: list[int] = []
+
+    def number(self, low: int, high: int) -> int:
+        """Return a number from low to high, both included."""
+        if not self.pool:
+            self.pool = self.generator.integers(0, 1 << 62, 1 << 16, dtype=np.int64).tolist()
+        return low + self.pool.pop() % (high - low + 1)
+
+
+def among(dice: Dice, items: Sequence[Item]) -> Item:
+    """Return one of the items."""
+    return items[dice.number(0, len(items) - 1)]
+
+
+@dataclass(frozen=True)
+class Universe:
+    """A pair, and the numbers its traders use."""
+
+    instrument: Instrument
+    lowest: int
+    highest: int
+    """Prices orders are usually given at."""
+    lots: int
+    """Largest usual quantity."""
+    amount: int
+    """Largest usual allotment and order amount, in quote units."""
+    accounts: int
+    """Account numbers in use are 1 to this."""
+
+
+def small_pair(**changes: int) -> Instrument:
+    """Return a pair with small capacities."""
+    values = {
+        "base_decimals": 0,
+        "quote_decimals": 0,
+        "tick_quote_units": 1,
+        "base_units_per_lot": 1,
+        "price_capacity_ticks": 64,
+        "quantity_limit_lots": 40,
+        "taker_fee_ppm": 0,
+        "order_capacity": 6,
+        "account_capacity": 6,
+        "client_id_window": 16,
+        "event_capacity": 64,
+        "depth_level_count": 3,
+        "depth_copy_count": 2,
+    }
+    return Instrument(**(values | changes)).validate()  # type: ignore[arg-type]
+
+
+UNIVERSES = {
+    "plain": Universe(small_pair(), 28, 34, 12, 2_000, 3),
+    "full": Universe(small_pair(order_capacity=2, client_id_window=4), 30, 33, 5, 2_000, 3),
+    "fees": Universe(
+        small_pair(
+            tick_quote_units=7,
+            base_units_per_lot=3,
+            taker_fee_ppm=1_000,
+            maker_fee_ppm=-500,
+            taker_fee_floor_ppm=500,
+            minimum_notional_units=600,
+        ),
+        *(28, 34, 12, 50_000, 3),
+    ),
+    "dear": Universe(
+        small_pair(taker_fee_ppm=100_000, maker_fee_ppm=100_000, taker_fee_floor_ppm=100_000),
+        *(28, 34, 12, 2_000, 3),
+    ),
+    "band": Universe(small_pair(price_band_ppm=60_000), 26, 36, 8, 2_000, 3),
+    "edges": Universe(small_pair(price_band_ppm=1_000_000), 1, 63, 40, 5_000, 4),
+    "huge": Universe(
+        small_pair(
+            price_capacity_ticks=1 << 12,
+            quantity_limit_lots=1 << 40,
+            tick_quote_units=1 << 8,
+            taker_fee_ppm=99_999,
+            maker_fee_ppm=-77_777,
+            taker_fee_floor_ppm=77_777,
+        ),
+        *(4_080, 4_095, 1 << 40, 1 << 60, 3),
+    ),
+    "wide": Universe(
+        small_pair(
+            price_capacity_ticks=1 << 14,
+            quantity_limit_lots=1_000,
+            order_capacity=700,
+            account_capacity=40,
+            client_id_window=2_048,
+            taker_fee_ppm=700,
+            maker_fee_ppm=-100,
+            taker_fee_floor_ppm=200,
+        ),
+        *(8_000, 8_400, 50, 10_000_000_000, 30),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """An order that was accepted, alive or not."""
+
+    account: int
+    order_id: int
+    client_order_id: int
+
+
+@dataclass
+class Author:
+    """Writes one command after the other."""
+
+    dice: Dice
+    universe: Universe
+    issued: list[Issued] = field(default_factory=list)
+    sent: list[list[int]] = field(default_factory=list)
+    transfer_number: int = 0
+    next_client_order_id: int = 1
+    time_ns: int = START_NS
+
+    def watch(self, rows: list[list[int]]) -> None:
+        """Learn from executions which orders exist and which transfer number is next."""
+        for row in rows:
+            kind = row[records.E_VERB] & 0xFF
+            account = row[records.E_VERB] >> 32
+            if kind == ExecutionKind.ACCEPTED:
+                order_id, client_id = row[records.E_ORDER_ID], row[records.E_CLIENT_ORDER_ID]
+                self.issued.append(Issued(account, order_id, client_id))
+            elif kind in {ExecutionKind.ALLOTTED, ExecutionKind.RELEASED}:
+                self.transfer_number = row[records.E_TRANSFER_NUMBER]
+
+    def opening(self) -> list[list[int]]:
+        """Return commands that give every account funds."""
+        commands = []
+        for account in range(1, self.universe.accounts + 1):
+            for asset in (Asset.BASE, Asset.QUOTE):
+                self.transfer_number += 1
+                amount = self.amount(asset)
+                commands.append(self.funds(CommandKind.ALLOT_FUNDS, account, asset, amount))
+        return commands
+
+    def pass_time(self) -> int:
+        """Return the time of the next batch: usually a little later, seldom the next day."""
+        jump = self.dice.number(0, 99)
+        self.time_ns += 30 * HOUR_NS if jump == 0 else jump * 1_000
+        return self.time_ns
+
+    def command(self) -> list[int]:
+        """Return the next command."""
+        throw = self.dice.number(0, 99)
+        write = next(writer for limit, writer in WRITERS if throw < limit)
+        command = write(self)
+        if self.dice.number(0, 39) == 39:
+            command = self.spoilt(command)
+        if command[0] & 0xFF == CommandKind.NEW_ORDER:
+            self.sent.append(command)
+        return command
+
+    # Numbers.
+
+    def account(self) -> int:
+        """Return an account number, now and then one that is not open or not valid."""
+        if self.dice.number(0, 49) == 49:
+            return among(self.dice, (0, -1, self.universe.accounts + 1, 1 << 24))
+        return self.dice.number(1, self.universe.accounts)
+
+    def price(self) -> int:
+        """Return a price, now and then at or beyond the edge."""
+        if self.dice.number(0, 39) == 39:
+            capacity = self.universe.instrument.price_capacity_ticks
+            return among(self.dice, (0, 1, capacity - 1, capacity, (1 << 32) - 1))
+        return self.dice.number(self.universe.lowest, self.universe.highest)
+
+    def lots(self) -> int:
+        """Return a quantity, now and then at or beyond the limit."""
+        if self.dice.number(0, 39) == 39:
+            limit = self.universe.instrument.quantity_limit_lots
+            return among(self.dice, (0, -1, limit, limit + 1))
+        return self.dice.number(1, self.universe.lots)
+
+    def amount(self, asset: Asset = Asset.QUOTE) -> int:
+        """Return an amount of units."""
+        if asset == Asset.BASE:
+            lots = 20 * self.universe.lots * self.universe.instrument.base_units_per_lot
+            return self.dice.number(1, min(lots, 1 << 59))
+        return self.dice.number(1, self.universe.amount)
+
+    # Orders.
+
+    def new_order(self) -> list[int]:
+        """Write a new order: mostly a resting limit order."""
+        order_type, tif = among(
+            self.dice,
+            ((1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 2), (1, 3), (2, 2), (3, 2)),
+        )
+        client_order_id = self.next_client_order_id
+        self.next_client_order_id += 1
+        post_only = tif == 1 and self.dice.number(0, 7) == 7
+        return [
+            records.command_verb(
+                CommandKind.NEW_ORDER, self.account(), self.dice.number(1, 2), order_type, tif
+            ),
+            client_order_id,
+            0,
+            records.command_price(
+                self.price(),
+                among(self.dice, (1, 1, 1, 2, 3, 4, 5, 5)),
+                records.COMMAND_FLAG_POST_ONLY if post_only else 0,
+            ),
+            self.amount() if order_type == 3 else self.lots(),
+            self.source(),
+            0,
+            0,
+        ]
+
+    def retry(self) -> list[int]:
+        """Send an earlier new order again, now and then with one word changed."""
+        if not self.sent:
+            return self.new_order()
+        command = list(among(self.dice, self.sent[-40:]))
+        command[records.C_SOURCE] = self.source()
+        if self.dice.number(0, 3) == 3:
+            word = among(self.dice, (records.C_PRICE, records.C_QUANTITY, records.C_VERB))
+            command[word] += among(self.dice, (1, -1, 1 << 8, 1 << 16, 1 << 32, 1 << 40, 1 << 48))
+        return command
+
+    def naming(self, account: int) -> tuple[int, int, int]:
+        """Return account, client order id and order id that name some earlier order."""
+        if not self.issued or self.dice.number(0, 29) == 29:
+            return account, self.dice.number(-1, 5), self.dice.number(0, 3) << 24 | 1
+        order = among(self.dice, self.issued[-24:])
+        if self.dice.number(0, 9) < 9:
+            account = order.account
+        by_client_id = self.dice.number(0, 1)
+        return account, order.client_order_id, 0 if by_client_id else order.order_id
+
+    def cancel(self) -> list[int]:
+        """Cancel some order."""
+        account, client_order_id, order_id = self.naming(self.account())
+        flags = among(self.dice, (0, 0, records.COMMAND_FLAG_DISCONNECTED))
+        verb = records.command_verb(CommandKind.CANCEL_ORDER, account)
+        price = records.command_price(0, 0, flags)
+        return [verb, client_order_id, order_id, price, 0, self.source(), 0, 0]
+
+    def amend(self) -> list[int]:
+        """Amend some order."""
+        account, client_order_id, order_id = self.naming(self.account())
+        verb = records.command_verb(CommandKind.AMEND_ORDER, account)
+        price = 0 if self.dice.number(0, 2) == 0 else self.price()
+        flags = among(self.dice, (0, records.COMMAND_FLAG_LEAVES))
+        word = records.command_price(price, 0, flags)
+        return [verb, client_order_id, order_id, word, self.lots(), self.source(), 0, 0]
+
+    def cancel_all(self) -> list[int]:
+        """Cancel all orders of an account."""
+        side = among(self.dice, (0, 1, 2, 0, 3))
+        verb = records.command_verb(CommandKind.CANCEL_ALL, self.account(), side)
+        flags = among(self.dice, (0, records.COMMAND_FLAG_DISCONNECTED))
+        return [verb, 0, 0, records.command_price(0, 0, flags), 0, self.source(), 0, 0]
+
+    # Funds and settings.
+
+    def funds(self, kind: CommandKind, account: int, asset: int, amount: int) -> list[int]:
+        """Write an allotment or a release with the present transfer number."""
+        verb = records.command_verb(kind, account)
+        return [verb, self.transfer_number, 0, asset, amount, self.source(), 0, 0]
+
+    def move_funds(self) -> list[int]:
+        """Allot or release, now and then with a gap, a repetition or an impossible amount."""
+        kind = among(self.dice, (CommandKind.ALLOT_FUNDS, CommandKind.RELEASE_FUNDS))
+        asset = among(self.dice, (1, 2, 1, 2, 1, 2, 0, 3))
+        amount = self.amount(Asset.BASE if asset == 1 else Asset.QUOTE)
+        if self.dice.number(0, 9) == 9:
+            amount = among(self.dice, (0, -1, AMOUNT_LIMIT_UNITS, AMOUNT_LIMIT_UNITS + 1))
+        command = self.funds(kind, self.account(), asset, amount)
+        # A refused transfer may have used its number up: then the next one is a repetition, and
+        # only two ahead of the last known number the stream goes on.
+        command[records.C_TRANSFER_NUMBER] += among(self.dice, (1, 1, 1, 1, 2, 0, -1, 3))
+        return command
+
+    def setting(self) -> list[int]:
+        """Write a SET command, mostly one that lets trading go on."""
+        kind = among(
+            self.dice,
+            (
+                *(CommandKind.SET_FEES, CommandKind.SET_FEES, CommandKind.SET_LIMITS),
+                *(CommandKind.SET_KILL_SWITCH, CommandKind.SET_PAIR_STATUS),
+                CommandKind.SET_PRICE_BAND,
+            ),
+        )
+        command = [records.command_verb(kind, self.account()), 0, 0, 0, 0, self.source(), 0, 0]
+        universe, dice = self.universe, self.dice
+        if kind == CommandKind.SET_FEES:
+            command[6] = among(dice, (0, 1, 500, 1_000, 77_777, 100_000, 100_001, -1))
+            command[7] = among(dice, (0, 1, -1, -200, -500, 999, -77_777, 100_000, -100_001))
+        elif kind == CommandKind.SET_LIMITS:
+            command[4] = among(dice, (0, 0, universe.lots // 2, universe.lots, -1))
+            command[6] = among(dice, (0, 0, universe.lots * universe.highest // 2, -1))
+            command[7] = among(dice, (0, 0, 1, 3, -1))
+        elif kind == CommandKind.SET_KILL_SWITCH:
+            command[6] = among(dice, (0, 0, 0, 1, 2, -1))
+        elif kind == CommandKind.SET_PAIR_STATUS:
+            command[6] = among(dice, (1, 1, 1, 1, 2, 3, 0, 4))
+        else:
+            capacity = universe.instrument.price_capacity_ticks
+            command[6] = among(dice, (1, 1, universe.lowest, universe.lowest + 2, 0))
+            command[7] = among(dice, (capacity - 1, capacity - 1, universe.highest, capacity))
+            command[4] = among(dice, (0, 0, 100_000, 1_000_000, 1_000_001, -1))
+        return command
+
+    def source(self) -> int:
+        """Return where a command came from."""
+        return records.source(self.dice.number(0, records.RING_CAPACITY - 1), len(self.sent))
+
+    def spoilt(self, command: list[int]) -> list[int]:
+        """Return the command with one thing in it that means nothing."""
+        spoilt = list(command)
+        way = self.dice.number(0, 3)
+        if way == 0:
+            shift = among(self.dice, (0, 8, 16, 24))
+            spoilt[0] &= ~(0xFF << shift)
+            spoilt[0] |= among(self.dice, (0, 3, 4, 5, 12, 255)) << shift
+        elif way == 1:
+            spoilt[3] &= ~(0xFF << 32)
+            spoilt[3] |= among(self.dice, (0, 6, 255)) << 32
+        elif way == 2:
+            spoilt[3] ^= self.dice.number(0, (1 << 24) - 1) << 40
+            spoilt[3] = signed(spoilt[3])
+        else:
+            spoilt[among(self.dice, (1, 2, 3, 4, 6, 7))] = among(self.dice, WORD_EDGES)
+        return spoilt
+
+
+def signed(word: int) -> int:
+    """Return 64 bits as the signed number an int64 holds."""
+    return (word + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+WRITERS = (
+    (56, Author.new_order),
+    (66, Author.amend),
+    (76, Author.cancel),
+    (84, Author.retry),
+    (91, Author.move_funds),
+    (98, Author.setting),
+    (100, Author.cancel_all),
+)
