@@ -111,7 +111,7 @@ class Engine:
         self._output_capacity = self._output.shape[0]
         self._output_address = self._output.ctypes.data
         self._scalars: Rows = vault["scalars"]
-        self._configure()
+        self.configure()
 
     @classmethod
     def in_memory(cls, instrument: Instrument) -> "Engine":
@@ -121,7 +121,8 @@ class Engine:
             instrument, _allocate(vault_layout(instrument)), _allocate(book_layout(instrument))
         )
 
-    def _configure(self) -> None:
+    def configure(self) -> None:
+        """Write the instrument into the arrays; open the pair if it was never opened."""
         instrument, scalars, public = self.instrument, self._scalars, self.book["scalars"]
         for word, value in (
             (PRICE_CAPACITY, instrument.price_capacity_ticks),

@@ -1,0 +1,96 @@
+"""The engine's view of the inboxes: borrow each order-entry process's ring, wake its owner.
+
+An inbox may be missing, dead or made anew at any time; ``refresh`` notices. Nothing read from a
+ring is believed: a tail that cannot be true puts the inbox aside until its owner returns.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from exchange import atomics
+from exchange.doorbell import Ringer
+from exchange.intake import CURSOR_STRIDE, inbox_layout
+from exchange.ownership import Borrowed, LayoutMismatch, SegmentMissing
+from exchange.ring import RingConsumer, take_rows
+
+_log = logging.getLogger(__name__)
+
+Rows = npt.NDArray[np.int64]
+
+PRODUCER_ASLEEP = 8
+"""Word of an inbox's control array: its owner, as a follower of the log, waits for its bell."""
+
+
+class BorrowedInbox:
+    """One order-entry process's ring, read in place."""
+
+    def __init__(
+        self, ring: int, name: str, directory: str, bell: Path, cursors: npt.NDArray[np.int64]
+    ) -> None:
+        """Name the segment; ``refresh`` opens it when it exists. ``cursors`` are the engine's."""
+        self.ring = ring
+        self.name = name
+        self._directory = directory
+        self._cursors = cursors
+        self._index = ring * CURSOR_STRIDE
+        self._ringer = Ringer(bell)
+        self._borrowed: Borrowed | None = None
+        self._consumer: RingConsumer | None = None
+
+    @property
+    def tail_address(self) -> int:
+        """Return the address of the tail word, or 0 while there is no inbox."""
+        return self._borrowed.address("control") if self._borrowed is not None else 0
+
+    @property
+    def cursor(self) -> int:
+        """Return how many records of this ring were taken for good."""
+        return atomics.load(self._cursors, self._index)
+
+    def refresh(self) -> bool:
+        """Open the inbox if it has appeared or was made anew; say whether anything changed."""
+        if self._borrowed is not None and not self._borrowed.replaced():
+            return False
+        self._close()
+        try:
+            self._borrowed = Borrowed.open(self.name, inbox_layout(), directory=self._directory)
+        except SegmentMissing:
+            return False
+        except LayoutMismatch as error:
+            _log.warning("inbox not taken: %s", error)
+            return False
+        self._consumer = RingConsumer(
+            self._borrowed["control"], self._borrowed["records"], self._cursors, self._index
+        )
+        return True
+
+    def _close(self) -> None:
+        if self._borrowed is not None:
+            self._consumer = None
+            self._borrowed.close()
+            self._borrowed = None
+
+    def take(self, out: Rows) -> tuple[int, int]:
+        """Copy waiting commands into ``out`` without releasing them; (position, count)."""
+        ring = self._consumer
+        if ring is None:
+            return 0, 0
+        position = self.cursor
+        count = take_rows(ring.control, ring.records, position, ring.cache, out, len(out))
+        if count < 0:
+            _log.error("%s: its tail does not fit the cursor %d; put aside", self.name, position)
+            self._consumer = None
+            return position, 0
+        return position, count
+
+    def release(self, position: int) -> None:
+        """Give everything before ``position`` back to the producer."""
+        atomics.store(self._cursors, self._index, position)
+
+    def ring_if_asleep(self) -> None:
+        """Wake the owner when it waits for executions."""
+        if self._borrowed is not None:
+            self._ringer.ring_if_asleep(self._borrowed["control"], PRODUCER_ASLEEP)
