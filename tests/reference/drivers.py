@@ -38,7 +38,6 @@ SCALARS = {
     "last_lots": vault.LAST_LOTS,
     "last_time_ns": vault.LAST_TIME_NS,
     "trade_count": vault.TRADE_COUNT,
-    "day": vault.DAY,
     "day_open": vault.DAY_OPEN,
     "day_high": vault.DAY_HIGH,
     "day_low": vault.DAY_LOW,

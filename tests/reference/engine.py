@@ -69,7 +69,7 @@ class ReferenceEngine:
         if command.kind in self.handlers:
             self.handlers[CommandKind(command.kind)](command)
         else:
-            self.refuse_setting(command, Reason.COMMAND_KIND_INVALID)
+            self.out.reject(Reason.COMMAND_KIND_INVALID)
         self.market.move_band()
         rows = self.out.finished()
         self.execution_count += len(rows)
@@ -377,7 +377,9 @@ class ReferenceEngine:
         lost = command.flags & DISCONNECTED
         reason = Reason.DISCONNECTED if lost else Reason.CANCEL_ALL_REQUESTED
         count = self.market.end_all(account, command.side, reason)
-        return self.out.emit(ExecutionKind.ALL_CANCELLED, command.account, quantity=count)
+        return self.out.emit(
+            ExecutionKind.ALL_CANCELLED, command.account, side=command.side, quantity=count
+        )
 
     # Funds.
 
@@ -388,7 +390,7 @@ class ReferenceEngine:
             self.transfer_number += 1
             reason = self.judge_funds(command)
         if reason != OK:
-            return self.refuse_transfer(command, reason)
+            return self.out.reject(reason)
         asset = Asset(command.price)
         account = self.opened(command.account)
         if command.kind == CommandKind.ALLOT_FUNDS:
@@ -434,24 +436,13 @@ class ReferenceEngine:
         free = self.market.open_accounts[command.account].free[asset]
         return OK if command.quantity <= free else Reason.INSUFFICIENT_FUNDS
 
-    def refuse_transfer(self, command: Command, reason: Reason) -> None:
-        """Refuse an allotment or a release."""
-        self.out.emit(
-            ExecutionKind.REJECTED,
-            command.account,
-            reason,
-            client_order_id=command.client_order_id,
-            price=command.price,
-            quantity=command.quantity,
-        )
-
     # Settings.
 
     def set_account(self, command: Command) -> None:
         """Set fees, limits or the kill switch of an account."""
         reason = self.judge_setting(command)
         if reason != OK:
-            return self.refuse_setting(command, reason)
+            return self.out.reject(reason)
         account = self.opened(command.account)
         self.out.emit(ExecutionKind.ACCOUNT_SET, command.account)
         if command.kind == CommandKind.SET_FEES:
@@ -484,16 +475,12 @@ class ReferenceEngine:
         """Set the status or the price band of the pair."""
         if command.kind == CommandKind.SET_PAIR_STATUS:
             if not PairStatus.OPEN <= command.first <= PairStatus.HALTED:
-                return self.refuse_setting(command, Reason.PAIR_STATUS_INVALID)
+                return self.out.reject(Reason.PAIR_STATUS_INVALID)
             self.market.status = PairStatus(command.first)
         else:
             low, high, width = command.first, command.second, command.quantity
             ordered = 1 <= low <= high < self.instrument.price_capacity_ticks
             if not (ordered and 0 <= width <= MILLION):
-                return self.refuse_setting(command, Reason.PRICE_BAND_INVALID)
+                return self.out.reject(Reason.PRICE_BAND_INVALID)
             self.market.band_low, self.market.band_high, self.market.band_ppm = low, high, width
         return self.out.emit(ExecutionKind.PAIR_SET, 0)
-
-    def refuse_setting(self, command: Command, reason: Reason) -> None:
-        """Refuse a setting, or a command of an unknown kind: nothing of it comes back."""
-        self.out.emit(ExecutionKind.REJECTED, command.account, reason)

@@ -4,7 +4,7 @@ Every execution of a command shares sequence, time and source; `Executions` hold
 flag LAST on the last.
 """
 
-from exchange.enums import CommandKind, ExecutionKind, Reason
+from exchange.enums import ExecutionKind, Reason
 from tests.reference.book import Order
 from tests.reference.commands import Command
 
@@ -101,7 +101,7 @@ class Executions:
         )
 
     def reject(self, reason: Reason) -> None:
-        """Refuse an order command: its fields come back as they were given."""
+        """Refuse the command: its fields come back as they were given."""
         given = self.command
         word = price_field(
             given.price, given.order_type, given.time_in_force, given.prevention, given.post_only
@@ -111,7 +111,7 @@ class Executions:
             given.account,
             reason,
             given.side,
-            0 if given.kind == CommandKind.NEW_ORDER else given.order_id,
+            given.order_id,
             given.client_order_id,
             word,
             given.quantity,

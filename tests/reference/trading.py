@@ -185,7 +185,13 @@ class Market:
         self.shrink(maker, lots)
         beside = (maker.order_id, maker.client_order_id, maker.account << 32, maker.leaves, 0)
         self.out.about(
-            ExecutionKind.PREVENTED, taker, lots, taker.leaves, price=maker.price, maker=beside
+            ExecutionKind.PREVENTED,
+            taker,
+            lots,
+            taker.leaves,
+            Reason.SELF_TRADE_PREVENTED,
+            maker.price,
+            maker=beside,
         )
         if maker.leaves == 0:
             self.remove(maker)
