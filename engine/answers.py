@@ -19,10 +19,17 @@ from typing import Final
 
 import numpy as np
 
-from engine.batches import ACK_WORDS, FOLD_ACKED, FOLD_OPEN, FOLD_WORDS, NO_POSITION
-from engine.batches import copy_acks, fold_acks
+from engine.batches import (
+    ACK_WORDS,
+    FOLD_ACKED,
+    FOLD_OPEN,
+    FOLD_WORDS,
+    NO_POSITION,
+    copy_acks,
+    fold_acks,
+)
 from engine.entry.order_index import OrderIndex
-from engine.execution_log import ExecutionLogReader
+from engine.execution_reader import ExecutionLogReader
 from exchange.intake import INBOX_CAPACITY
 from exchange.records import Rows
 
@@ -105,9 +112,27 @@ class Follower:
                 out = np.empty((waiter.count, ACK_WORDS), np.int64)
                 copy_acks(self._acks, waiter.first, out)
                 waiter.future.set_result(out)
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Wake everybody who waits for the log to grow, so that they look around."""
         if self._growth is not None:
             self._growth.set_result(None)
             self._growth = None
+
+    def read(self, number: int, count: int) -> Rows:
+        """Return `count` followed rows from `number` on, also across files of the log.
+
+        Raises ExecutionsPruned.
+        """
+        rows = self.reader.read(number, count)
+        if len(rows) == count:
+            return rows
+        parts = [rows]
+        while (missing := count - sum(map(len, parts))) > 0:
+            parts.append(self.reader.read(number + count - missing, missing))
+            assert len(parts[-1]), f"executions {number} to {number + count} are not all there"
+        return np.concatenate(parts)
 
     async def grown(self, number: int, timeout_s: float) -> bool:
         """Wait until the log was followed beyond `number`; say whether it was within the time."""

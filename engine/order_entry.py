@@ -10,52 +10,52 @@ self-trade prevention that is not given means CANCEL_NEWEST. A report shows its 
 a trade and nothing of the other's.
 """
 
-from typing import Any, Final, NamedTuple
+from dataclasses import replace
+from typing import Final, NamedTuple
 
-from engine.entry.order_index import IndexedOrder
-from exchange.enums import (
-    Asset,
-    CommandKind,
-    ExecutionKind,
-    OrderType,
-    Reason,
-    SelfTradePrevention,
-    Side,
-)
-from exchange.instrument import AMOUNT_LIMIT_UNITS, Instrument
+from exchange.units import amount_to_units, price_to_ticks, quantity_to_lots
+
+from exchange.enums import Asset, CommandKind, OrderType, SelfTradePrevention
+from exchange.instrument import Instrument
 from exchange.records import (
     C_SOURCE,
     COMMAND_FLAG_DISCONNECTED,
     COMMAND_FLAG_POST_ONLY,
     COMMAND_WORDS,
-    E_CLIENT_ORDER_ID,
-    E_FEE,
-    E_FILLED,
-    E_LEAVES,
-    E_MAKER_ACCOUNT,
-    E_MAKER_CLIENT_ORDER_ID,
-    E_MAKER_FEE,
-    E_MAKER_LEAVES,
-    E_MAKER_ORDER_ID,
-    E_ORDER_ID,
-    E_PRICE,
-    E_QUANTITY,
-    E_SEQUENCE,
-    E_TIME_NS,
-    E_VERB,
-    Rows,
     command_price,
     command_verb,
 )
-from exchange.refusal import Refusal
-from exchange.v1 import enums_pb2, execution_pb2, order_entry_pb2, pair_admin_pb2
+from exchange.refusal import Code, Refusal
+from exchange.v1 import order_entry_pb2, pair_admin_pb2
 
-INT64_LIMIT: Final = 1 << 63
+ACCOUNT_LIMIT: Final = (1 << 31) - 1
+"""Largest account number that the word of a command holds."""
+PRICE_WORD_LIMIT: Final = (1 << 32) - 1
+WORD_LIMIT: Final = (1 << 63) - 1
 NIBBLE: Final = 0xF
 """What an enum number becomes that its field in a record cannot hold."""
 BYTE: Final = 0xFF
 EXECUTIONS_LIMIT: Final = 1_000
 """Most executions in one report; the rest is in the log."""
+
+
+def account_in(field: str, number: int) -> int | Refusal:
+    """Return an account number that a command can carry; whether it exists the engine knows."""
+    if 1 <= number <= ACCOUNT_LIMIT:
+        return number
+    return Refusal.of_field("ACCOUNT_INVALID", field, number, f"from 1 to {ACCOUNT_LIMIT}")
+
+
+def account_of_text(field: str, text: str | bytes) -> int | Refusal:
+    """Return the account number that a caller names in its metadata."""
+    limit = f"an account number from 1 to {ACCOUNT_LIMIT}"
+    if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= 10:
+        account = int(text)
+        if 1 <= account <= ACCOUNT_LIMIT:
+            return account
+    reason = "ACCOUNT_INVALID" if text else "ACCOUNT_MISSING"
+    refusal = Refusal.of_field(reason, field, text, limit)
+    return replace(refusal, code=Code.UNAUTHENTICATED)
 
 
 class Command(NamedTuple):
@@ -88,6 +88,41 @@ def _unwanted(field: str, value: str, order_type: str) -> Refusal:
     return Refusal.of_field("FIELD_UNWANTED", field, value, f"left out of a {order_type} order")
 
 
+def price_in(instrument: Instrument, field: str, text: str) -> int | Refusal:
+    """Return a price in ticks, or what is wrong with its text."""
+    try:
+        ticks = price_to_ticks(instrument, text)
+    except ValueError as error:
+        return Refusal.of_field("PRICE_INVALID", field, text, str(error))
+    if ticks > PRICE_WORD_LIMIT:
+        return Refusal.of_field("PRICE_INVALID", field, text, f"at most {PRICE_WORD_LIMIT} ticks")
+    return ticks
+
+
+def quantity_in(instrument: Instrument, field: str, text: str) -> int | Refusal:
+    """Return a quantity in lots, or what is wrong with its text."""
+    try:
+        return _fitting(quantity_to_lots(instrument, text))
+    except ValueError as error:
+        return Refusal.of_field("QUANTITY_INVALID", field, text, str(error))
+
+
+def amount_in(instrument: Instrument, field: str, text: str, asset: Asset) -> int | Refusal:
+    """Return an amount of one asset in its smallest units, or what is wrong with its text."""
+    base = asset == Asset.BASE
+    try:
+        decimals = instrument.base_decimals if base else instrument.quote_decimals
+        return _fitting(amount_to_units(decimals, text))
+    except ValueError as error:
+        return Refusal.of_field("AMOUNT_INVALID", field, text, str(error))
+
+
+def _fitting(number: int) -> int:
+    if number > WORD_LIMIT:
+        raise ValueError(f"at most {WORD_LIMIT} of its smallest steps")
+    return number
+
+
 def _named(kind: CommandKind, account: int, order_id: int, client_order_id: int) -> Command:
     """Return a command that names an order by its id, or, when that is 0, by the client's."""
     return Command(
@@ -102,7 +137,7 @@ def submit_command(
 ) -> Command | Refusal:
     """Return the command of a new order, or what is wrong with the request in itself."""
     price = quantity = 0
-    order_type = request.order_type
+    order_type = int(request.order_type)
     by_amount = order_type == OrderType.MARKET_BY_AMOUNT
     if order_type in (OrderType.MARKET, OrderType.MARKET_BY_AMOUNT):
         if request.price:
@@ -145,9 +180,7 @@ def submit_command(
 
 def cancel_command(account: int, request: order_entry_pb2.CancelOrderRequest) -> Command:
     """Return the command of a cancel."""
-    return _named(
-        CommandKind.CANCEL_ORDER, account, request.order_id, request.client_order_id
-    )
+    return _named(CommandKind.CANCEL_ORDER, account, request.order_id, request.client_order_id)
 
 
 def amend_command(
@@ -194,7 +227,7 @@ def transfer_command(
     """Return the command that puts funds into the engine or takes them out."""
     if not request.amount:
         return _missing("amount", "decimal text above zero")
-    if request.asset not in (Asset.BASE, Asset.QUOTE):
+    if int(request.asset) not in (Asset.BASE, Asset.QUOTE):
         limit = "ASSET_BASE or ASSET_QUOTE"
         return Refusal.of_field("ASSET_INVALID", "asset", request.asset, limit)
     amount = amount_in(instrument, "amount", request.amount, Asset(request.asset))

@@ -23,7 +23,7 @@ from engine.entry.inbox import Inbox
 from engine.entry.order_index import OrderIndex, newest_index, write_snapshot
 from engine.entry.reports import report_of
 from engine.entry_config import EntryConfig
-from engine.execution_log import ExecutionLogReader
+from engine.execution_reader import ExecutionLogReader, LogMissing, confirm, consumers
 from engine.order_entry import EXECUTIONS_LIMIT, Command, disconnect_command
 from exchange.book_layout import STATE_READY
 from exchange.doorbell import Doorbell, fall_asleep, wake_up
@@ -37,6 +37,10 @@ TICK_S: Final = 0.05
 """The safety net's rhythm; the bell is what makes answers quick."""
 PATIENCE_S: Final = 5
 """How long a batch waits for room in a full ring before it is refused."""
+
+_CONSUMER: Final = "order-entry"
+"""All processes of a pair are one consumer of the log: any of them may start from the newest
+snapshot of the index, so the log is needed from there on."""
 
 _NOT_CONNECTED: Final = Refusal(
     Code.UNAVAILABLE, "ENGINE_NOT_READY", "no engine of this pair has been seen yet"
@@ -90,11 +94,19 @@ class EntryProcess:
             and self._inbox.engine_state == STATE_READY
         )
 
+    def pair_refusal(self, pair: str) -> Refusal | None:
+        """Say that a request is not for this pair; None if it is."""
+        if pair == self.instrument.pair:
+            return None
+        reason = "PAIR_UNKNOWN" if pair else "FIELD_MISSING"
+        return Refusal.of_field(reason, "pair", pair, f"{self.instrument.pair}, served here")
+
     # The rhythm.
 
     async def run(self, tell: Callable[[bool], Awaitable[None]]) -> None:
         """Connect, then follow until cancelled; `tell` hears whether commands are taken."""
-        while not self._connect():
+        # Files appear without telling anybody.
+        while not self._connect():  # noqa: ASYNC110
             await asyncio.sleep(TICK_S)
         assert self._bell is not None
         asyncio.get_running_loop().add_reader(self._bell.fileno(), self._rung)
@@ -112,12 +124,12 @@ class EntryProcess:
         try:
             reader = ExecutionLogReader.open(config.run.executions)
             self._inbox = Inbox(config.run, config.ring)
-        except (SegmentMissing, FileNotFoundError):
+        except (SegmentMissing, LogMissing):
             return False
         config.run.bells.mkdir(parents=True, exist_ok=True)
         self._bell = Doorbell.listen(config.run.entry_bell(config.ring))
         pair, capacity = config.instrument.pair, config.instrument.order_capacity
-        first, committed = reader.first_number(), reader.committed()
+        first, committed = reader.first(), reader.committed()
         index = newest_index(pair, capacity, config.index_folder, first, committed)
         if index is None:
             self.index_complete = False
@@ -125,6 +137,8 @@ class EntryProcess:
             index = OrderIndex(pair, capacity)
             index.number = first
         self._snapshot_number = index.number
+        if _CONSUMER not in consumers(config.run.executions):
+            confirm(config.run.executions, _CONSUMER, index.number)
         acked = self._inbox.engine_cursor()
         self._follower = Follower(reader, config.ring, index, acked)
         return True
@@ -165,18 +179,22 @@ class EntryProcess:
 
     def _start_snapshot(self) -> None:
         """Write the index elsewhere, from a copy taken at a boundary between commands."""
-        if self.follower.behind() > 0:
+        if self.follower.behind() > 0 or not self.index_complete:
             return
-        content = self.follower.index.content()
         self._snapshot_number = self.follower.number
-        path = self.config.index_snapshot
-        self._snapshot = asyncio.create_task(asyncio.to_thread(write_snapshot, content, path))
-        self._snapshot.add_done_callback(self._snapshot_done)
+        self._snapshot = asyncio.create_task(self._write_snapshot())
 
-    def _snapshot_done(self, task: "asyncio.Task[None]") -> None:
-        self._snapshot = None
-        if not task.cancelled() and task.exception() is not None:
-            log.error("the order index could not be written: %s", task.exception())
+    async def _write_snapshot(self) -> None:
+        number, content = self.follower.number, self.follower.index.content()
+        folder = self.config.run.executions
+        try:
+            await asyncio.to_thread(write_snapshot, content, self.config.index_snapshot)
+            if number > consumers(folder).get(_CONSUMER, 0):
+                confirm(folder, _CONSUMER, number)
+        except OSError as error:
+            log.error("%s could not be written: %s", self.config.index_snapshot, error)
+        finally:
+            self._snapshot = None
 
     # Commands.
 
@@ -189,9 +207,7 @@ class EntryProcess:
             return position
         return self.follower.expect(position, 1)
 
-    async def enter_records(
-        self, records: Rows, account: int
-    ) -> "asyncio.Future[Rows] | Refusal":
+    async def enter_records(self, records: Rows, account: int) -> "asyncio.Future[Rows] | Refusal":
         """Write a batch, waiting for room for a while; return its acknowledgements to be."""
         if not self._caught_up:
             return _NOT_CONNECTED if self._inbox is None else _CATCHING_UP
@@ -218,7 +234,7 @@ class EntryProcess:
         """Return the report of an acknowledged command, reading its executions from the log."""
         count = (ack[ACK_VERB] >> 32) & 0xFFFFFFFF
         first = ack[ACK_LAST_NUMBER] - count + 1
-        rows = self.follower.reader.read(first, min(count, EXECUTIONS_LIMIT))
+        rows = self.follower.read(first, min(count, EXECUTIONS_LIMIT))
         return report_of(self.instrument, ack, rows, account, EXECUTIONS_LIMIT)
 
     def cancel_on_disconnect(self, account: int) -> None:
@@ -242,8 +258,7 @@ class EntryProcess:
         if self._snapshot is not None:
             await self._snapshot
         if self.follower.behind() == 0 and self.index_complete:
-            content = self.follower.index.content()
-            await asyncio.to_thread(write_snapshot, content, self.config.index_snapshot)
+            await self._write_snapshot()
         if self._bell is not None:
             asyncio.get_running_loop().remove_reader(self._bell.fileno())
             self._bell.close()

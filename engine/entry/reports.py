@@ -7,6 +7,7 @@ own side with its own ids, what it has left and its own fee, and nothing of the 
 from typing import Any, Final
 
 import numpy as np
+from exchange.units import lots_to_quantity, ticks_to_price, units_to_amount
 
 from engine.batches import (
     ACK_CLIENT_ORDER_ID,
@@ -42,7 +43,6 @@ from exchange.records import (
     E_VERB,
     Rows,
 )
-from exchange.units import lots_to_quantity, ticks_to_price, units_to_amount
 from exchange.v1 import execution_pb2, order_entry_pb2
 
 _TWO_SIDED: Final = (int(ExecutionKind.TRADE), int(ExecutionKind.PREVENTED))
@@ -155,13 +155,14 @@ def execution_of(instrument: Instrument, words: list[int], number: int) -> execu
     found.client_order_id = words[E_CLIENT_ORDER_ID]
     found.side = (verb >> 16) & 0xFF  # type: ignore[assignment]
     _put_shape(found, instrument, shape)
-    if found.order_type == OrderType.MARKET_BY_AMOUNT and kind != ExecutionKind.TRADE:
+    by_amount = (shape >> 32) & 0xFF == OrderType.MARKET_BY_AMOUNT
+    if by_amount and kind != ExecutionKind.TRADE:
         found.amount_units = words[E_QUANTITY]
         found.amount = units_to_amount(instrument.quote_decimals, words[E_QUANTITY])
     else:
         found.quantity_lots = words[E_QUANTITY]
         found.quantity = lots_to_quantity(instrument, words[E_QUANTITY])
-    if found.order_type == OrderType.MARKET_BY_AMOUNT:
+    if by_amount:
         found.leaves_amount_units = words[E_LEAVES]
     else:
         found.leaves_lots = words[E_LEAVES]
@@ -201,7 +202,7 @@ def _maker_execution(
     )
     found.price_ticks = words[E_PRICE] & 0xFFFFFFFF
     found.price = ticks_to_price(instrument, found.price_ticks)
-    if found.kind == ExecutionKind.TRADE:
+    if words[E_VERB] & 0xFF == ExecutionKind.TRADE:
         found.fee_units = words[E_MAKER_FEE]
         found.fee = units_to_amount(instrument.quote_decimals, words[E_MAKER_FEE])
     return found
@@ -220,9 +221,7 @@ def _put_shape(
     found.post_only = bool((shape >> 56) & 1)
 
 
-def _put_transfer(
-    found: execution_pb2.Execution, instrument: Instrument, words: list[int]
-) -> None:
+def _put_transfer(found: execution_pb2.Execution, instrument: Instrument, words: list[int]) -> None:
     asset = words[E_PRICE] & 0xFFFFFFFF
     base = asset == Asset.BASE
     decimals = instrument.base_decimals if base else instrument.quote_decimals
@@ -313,7 +312,7 @@ def order_of(instrument: Instrument, indexed: IndexedOrder) -> order_entry_pb2.O
         accepted_time_ns=indexed.accepted_time_ns,
     )
     _put_shape(order, instrument, indexed.price_word)
-    if order.order_type == OrderType.MARKET_BY_AMOUNT:
+    if (indexed.price_word >> 32) & 0xFF == OrderType.MARKET_BY_AMOUNT:
         order.amount_units = indexed.quantity
     else:
         order.quantity_lots = indexed.quantity
