@@ -29,6 +29,7 @@ from exchange.records import (
     C_TRANSFER_NUMBER,
     C_VERB,
     COMMAND_WORDS,
+    EXECUTION_WORDS,
     Rows,
     command_verb,
     kind_of,
@@ -58,7 +59,7 @@ class Venue:
             self.engine.apply(commands[start : start + BATCH], START_NS)
             for start in range(0, len(commands), BATCH)
         ]
-        return np.concatenate(parts)
+        return np.concatenate([np.empty((0, EXECUTION_WORDS), np.int64), *parts])
 
     def top(self) -> tuple[Level | None, Level | None]:
         """Return best bid and best ask as the public book has them; None where a side is empty."""

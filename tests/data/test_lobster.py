@@ -140,7 +140,8 @@ def test_fifty_levels_of_the_first_messages(
 def test_recorded_makers_are_hit(replay: Replay) -> None:
     comparison = replay.recording.compare(replay.executions)
     print(comparison, *comparison.notes)
-    expected, got = defaultdict(set), defaultdict(set)
+    expected: dict[int, set[int]] = defaultdict(set)
+    got: dict[int, set[int]] = defaultdict(set)
     for fills, into in ((replay.recording.fills, expected), (fills_of(replay.executions), got)):
         for maker, taker, *_ in fills.tolist():
             into[taker].add(maker)
