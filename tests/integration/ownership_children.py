@@ -34,7 +34,7 @@ from exchange.seqlock import (
 )
 
 RECORD_WORDS = 24  # three cache lines
-COPIES = 8
+COPIES = 2  # the fewest possible, so that readers are lapped as often as possible
 TOUCH_VERSION = 0
 COPY_HEAD = 8
 WARM_UP = 100_000
@@ -120,8 +120,10 @@ def claim_at_once(directory: str, name: str) -> None:
     claim(directory, name)
 
 
-def publish(directory: str, name: str) -> None:
-    """Own the publication and write it at full speed until killed."""
+def publish(directory: str, name: str, core: str = "") -> None:
+    """Own the publication and write it at full speed, on one core if told which, until killed."""
+    if core:
+        os.sched_setaffinity(0, {int(core)})
     owned = Owned.claim(name, PUBLICATION, directory=directory, prepare=repair)
     record = np.zeros(RECORD_WORDS, np.int64)
     arrays = (owned["control"], owned["touch"], owned["copies"], record)

@@ -491,6 +491,9 @@ def test_only_what_is_ours_and_left_over_is_stale(owned: Owned, directory: Path)
         dead = Owned.claim(name, LAYOUT, directory=directory)
         dead.header[HeaderWord.OWNER_START_TICKS] += 1
         dead.close()
+    # Under way between two processes: the lock is held, the process named may be dead already.
+    moving = Owned.claim("one-moving", LAYOUT, directory=directory)
+    moving.header[HeaderWord.OWNER_START_TICKS] += 1
     before = sorted(path.name for path in directory.iterdir())
     assert list_stale("one", directory) == ["one-dead"]
     assert sorted(path.name for path in directory.iterdir()) == before
@@ -500,3 +503,4 @@ def test_only_what_is_ours_and_left_over_is_stale(owned: Owned, directory: Path)
     assert sorted(path.name for path in directory.iterdir()) == before
     with pytest.raises(AssertionError, match="everybody's segments"):
         remove_stale("", directory)
+    moving.close()

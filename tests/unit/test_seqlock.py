@@ -1,11 +1,13 @@
 """Version counters and rings of copies, step by step in one thread."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numba import njit
 from numba.core.errors import TypingError
 
 from exchange.seqlock import (
@@ -28,6 +30,69 @@ def zeros(*shape: int) -> Any:
 
 def record(first: int) -> Any:
     return np.arange(first, first + RECORD_WORDS, dtype=np.int64)
+
+
+COPY_INSTRUCTIONS = r"(?:@llvm\.memcpy|load <\d+ x i64>|= load i64)"
+
+
+@pytest.mark.parametrize(
+    ("function", "patterns"),
+    [
+        (
+            write_record,
+            [
+                r"store atomic i64 .* monotonic",
+                r"fence release",
+                COPY_INSTRUCTIONS,
+                r"store atomic i64 .* release",
+            ],
+        ),
+        (
+            read_stable,
+            [
+                r"load atomic i64, .* acquire",
+                COPY_INSTRUCTIONS,
+                r"fence acquire",
+                r"load atomic i64, .* monotonic",
+            ],
+        ),
+        (
+            publish_copy,
+            [
+                r"store atomic i64 -1, .* monotonic",
+                r"fence release",
+                COPY_INSTRUCTIONS,
+                r"store atomic i64 .* release",
+                r"store atomic i64 .* release",
+            ],
+        ),
+        (
+            read_copy,
+            [
+                r"load atomic i64, .* acquire",
+                r"load atomic i64, .* acquire",
+                COPY_INSTRUCTIONS,
+                r"fence acquire",
+                r"load atomic i64, .* monotonic",
+            ],
+        ),
+    ],
+)
+def test_the_compiled_code_keeps_the_order_the_protocol_needs(
+    function: Any, patterns: list[str]
+) -> None:
+    copies, row = zeros(COPIES, COPY_HEAD_WORDS + RECORD_WORDS), record(0)
+    arguments: dict[Any, tuple[Any, ...]] = {
+        write_record: (zeros(8), 0, row, row.copy()),
+        read_stable: (zeros(8), 0, row, row.copy(), 1),
+        publish_copy: (zeros(8), 0, copies, row),
+        read_copy: (zeros(8), 0, copies, row, 1),
+    }
+    # Compiled afresh: a function that came from the cache has no text to look at.
+    fresh = njit(boundscheck=False, error_model="numpy")(function.py_func)
+    fresh(*arguments[function])
+    (text,) = fresh.inspect_llvm().values()
+    assert re.search(".*?".join(patterns), text, re.DOTALL), text
 
 
 def test_a_record_is_read_as_it_was_written() -> None:
