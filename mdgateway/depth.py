@@ -96,9 +96,7 @@ def _forget_worst(rows: Rows, count: int) -> int:
 
 
 @kernel
-def _set_level(
-    rows: Rows, state: Rows, side_index: int, price: int, lots: int, orders: int
-) -> int:
+def _set_level(rows: Rows, state: Rows, side_index: int, price: int, lots: int, orders: int) -> int:
     """Set one level of one side within its bound; a full side forgets its worst levels."""
     sign = 1 - 2 * side_index
     if price * sign < state[BID_BOUND + side_index] * sign:
@@ -225,7 +223,7 @@ class DepthBook:
 
     def side(self, side: Side, level_count: int | None = None) -> Rows:
         """Return a copy of the best levels of one side, best first (zero rows: none known)."""
-        best_last = self._best_last(0 if side is Side.BUY else 1, level_count)
+        best_last = self.best_last(0 if side is Side.BUY else 1, level_count)
         return best_last[::-1].copy()
 
     def top(self, level_count: int) -> tuple[Rows, Rows]:
@@ -243,7 +241,8 @@ class DepthBook:
         """Return how many bids and asks are known."""
         return int(self._state[BID_COUNT]), int(self._state[ASK_COUNT])
 
-    def _best_last(self, index: int, level_count: int | None) -> Rows:
+    def best_last(self, index: int, level_count: int | None) -> Rows:
+        """Return the rows of side 0 (bids) or 1 (asks), best last; valid until the next change."""
         count = int(self._state[index])
         first = 0 if level_count is None else max(0, count - level_count)
         return self._rows[index][first:count]
@@ -277,10 +276,8 @@ class View:
         Without changes the generation and its sequence stay as they were.
         """
         length = 0
-        fresh = [book.side(side, self.level_count)[::-1] for side in (Side.BUY, Side.SELL)]
-        for index, rows in enumerate(fresh):
-            rows = np.ascontiguousarray(rows)
-            side, sign = index + 1, 1 - 2 * index
+        for index, side in enumerate((_BUY, _SELL)):
+            rows, sign = book.best_last(index, self.level_count).copy(), 1 - 2 * index
             length = _difference(self._rows[index], rows, sign, side, self._scratch, length)
             self._rows[index] = rows
         changes = self._scratch[:length].copy()

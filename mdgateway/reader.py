@@ -16,7 +16,7 @@ import numpy.typing as npt
 from exchange import book_layout as layout
 from exchange.atomics import load
 from exchange.instrument import Instrument
-from exchange.ownership import Borrowed, LayoutMismatch, SegmentMissing, Status
+from exchange.ownership import Borrowed, SegmentMissing, Status
 from exchange.seqlock import read_stable
 from mdgateway import stable
 from mdgateway.depth import Snapshot
@@ -37,19 +37,19 @@ class FeedState(IntEnum):
     WAITING = 1
     """There is no segment yet, or no borrow of it."""
     LIVE = 2
-    STALE = 3
-    """The engine is silent, dead or being replaced; the content is what it left."""
-    CLOSED = 4
+    STARTING = 3
+    """A new engine is preparing the content: it is not to be read."""
+    STALE = 4
+    """The engine is silent or dead; the content is what it left."""
+    CLOSED = 5
     """The engine closed the segment in good order."""
 
 
 _STATES: Final = {
     Status.LIVE: FeedState.LIVE,
-    Status.STARTING: FeedState.STALE,
+    Status.STARTING: FeedState.STARTING,
     Status.STALE: FeedState.STALE,
     Status.DEAD: FeedState.STALE,
-    Status.MOVED: FeedState.STALE,
-    Status.REPLACED: FeedState.STALE,
     Status.CLOSED: FeedState.CLOSED,
 }
 
@@ -155,20 +155,24 @@ class BookReader:
         engine, replaced segment): whatever was derived from it has to be read anew.
         """
         if self._borrowed is None:
-            return (FeedState.LIVE, True) if self.open() else (FeedState.WAITING, False)
+            return (self._judge(now_ns), True) if self.open() else (FeedState.WAITING, False)
         status = self._borrowed.status(now_ns)
         if status is Status.REPLACED:
             # A removed name leaves the old content readable until a new segment appears.
-            try:
-                return (FeedState.LIVE, True) if self.open() else (FeedState.STALE, False)
-            except LayoutMismatch:
-                self.close()
-                raise
+            return (self._judge(now_ns), True) if self.open() else (FeedState.STALE, False)
         if status is Status.MOVED:
             before = self._borrowed.epoch
-            changed = self._borrowed.renew() != before
-            return (FeedState.LIVE if changed else FeedState.STALE), changed
-        return _STATES[status], False
+            if self._borrowed.renew() == before:
+                return FeedState.STARTING, False
+            return self._judge(now_ns), True
+        return self._judge(now_ns, status), False
+
+    def _judge(self, now_ns: int, status: Status | None = None) -> FeedState:
+        assert self._borrowed is not None
+        state = _STATES.get(status or self._borrowed.status(now_ns), FeedState.STARTING)
+        if state is FeedState.LIVE and self.engine_state() == layout.STATE_STARTING:
+            return FeedState.STARTING
+        return state
 
     def engine_state(self) -> int:
         """Return the engine's STATE_ of ``exchange.book_layout``."""
@@ -214,10 +218,18 @@ class BookReader:
         More levels a side than `level_capacity` are cut at the worse end and marked incomplete.
         """
         result = self._result
-        bits = [self._field(f"bits{number}") for number in (3, 2, 1, 0)]
         bids, asks = self._sides_out
         if not stable.copy_book(
-            self._field("scalars"), self._field("levels"), *bits, bids, asks, result, BOOK_TRIES
+            self._field("scalars"),
+            self._field("levels"),
+            self._bits("bits3"),
+            self._bits("bits2"),
+            self._bits("bits1"),
+            self._bits("bits0"),
+            bids,
+            asks,
+            result,
+            BOOK_TRIES,
         ):
             return None
         return Snapshot(
@@ -253,6 +265,10 @@ class BookReader:
             lost=int(result[stable.LOST]),
             caught_up=bool(result[stable.CAUGHT_UP]),
         )
+
+    def _bits(self, name: str) -> stable.Bits:
+        assert self._borrowed is not None, f"segment {self.name} is not borrowed"
+        return self._borrowed[name]
 
     def _field(self, name: str) -> Rows:
         assert self._borrowed is not None, f"segment {self.name} is not borrowed"

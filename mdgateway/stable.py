@@ -6,7 +6,8 @@ content of the result arrays means nothing. Nothing is written to the segment, a
 from it is used as an index before it was checked against the shapes.
 """
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,10 @@ COPIED_ASKS: Final = 3
 BIDS_COMPLETE: Final = 4
 ASKS_COMPLETE: Final = 5
 RESULT_WORDS: Final = 8
+
+_CountZeros = Callable[[Any], int]
+_leading_zeros = cast(_CountZeros, leading_zeros)
+_trailing_zeros = cast(_CountZeros, trailing_zeros)
 
 _VERSION_EVERY: Final = 256
 """Levels copied between two looks at the version: a copy already spoilt is not finished."""
@@ -133,10 +138,16 @@ def drain_events(
 
 
 @inlined
+def _signed(number: int) -> int:
+    """Keep index arithmetic out of the unsigned types, which mix with int64 to floats."""
+    return np.int64(number)  # type: ignore[return-value]
+
+
+@inlined
 def _first_bit(word: np.uint64, downwards: bool) -> int:
     if downwards:
-        return 63 - np.int64(leading_zeros(word))
-    return np.int64(trailing_zeros(word))
+        return 63 - _signed(_leading_zeros(word))
+    return _signed(_trailing_zeros(word))
 
 
 @inlined

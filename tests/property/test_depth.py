@@ -1,4 +1,4 @@
-"""The compiled book of levels against a dictionary, and a client fed by differences against both."""
+"""The compiled book of levels against a dictionary, and clients fed by differences."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exchange.book_layout import EVENT_LEVEL, EVENT_TRADE, EVENT_WORDS
+from exchange import book_layout as layout
 from exchange.enums import Side
 from mdgateway.depth import DepthBook, Rows, Snapshot, View, apply_changes
 
@@ -24,12 +24,18 @@ batches = st.lists(st.lists(changes_of_levels, max_size=12), max_size=25)
 
 def event_rows(changes: Iterable[Change]) -> Rows:
     """Return LEVEL events, each followed by a TRADE event that the book has to pass over."""
-    rows: list[list[int]] = []
-    for side, price, lots, orders in changes:
-        place = [0, price, lots, orders if lots else 0, 7, 8, 0]
-        rows.append([0, EVENT_LEVEL | side << 8, *place[1:]])
-        rows.append([0, EVENT_TRADE | side << 8, price, 1_000_000, 3, 7, 8, 0])
-    return np.array(rows, np.int64).reshape(-1, EVENT_WORDS)
+    changes = list(changes)
+    rows = np.zeros((2 * len(changes), layout.EVENT_WORDS), np.int64)
+    for index, (side, price, lots, orders) in enumerate(changes):
+        level, trade = rows[2 * index], rows[2 * index + 1]
+        level[layout.EVENT_VERB] = layout.EVENT_LEVEL | side << 8
+        trade[layout.EVENT_VERB] = layout.EVENT_TRADE | side << 8
+        level[layout.EVENT_PRICE] = trade[layout.EVENT_PRICE] = price
+        level[layout.EVENT_LOTS] = lots
+        level[layout.EVENT_COUNT] = orders if lots else 0
+        trade[layout.EVENT_LOTS] = 1_000_000
+        trade[layout.EVENT_COUNT] = index + 1
+    return rows
 
 
 def follow(levels: Levels, changes: Iterable[Change]) -> None:
@@ -85,10 +91,9 @@ def test_a_book_known_in_part_is_right_in_that_part(
     for changes in rounds:
         book.apply(event_rows(changes), book.event_position)
         follow(levels, changes)
-        for side, count in zip(Side, (0, *book.level_counts()), strict=True):
-            if side is not Side.UNSPECIFIED:
-                # All that is known is the top of the truth: no hole, nothing made up.
-                assert book.side(side).tolist() == best(levels, side, count)
+        for side, count in zip((Side.BUY, Side.SELL), book.level_counts(), strict=True):
+            # All that is known is the top of the truth: no hole, nothing made up.
+            assert book.side(side).tolist() == best(levels, side, count)
         for count in range(1, capacity + 1):
             if book.knows(count):
                 known = flat(levels, count)

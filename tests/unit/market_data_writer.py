@@ -40,7 +40,8 @@ def _mark(bits: Bits, side: int, index: int, occupied: bool) -> bool:
         bits[side, index >> 6] |= bit
     else:
         bits[side, index >> 6] &= ~bit
-    return bits[side, index >> 6] != np.uint64(0)
+    occupied = bits[side, index >> 6] != np.uint64(0)
+    return bool(occupied)
 
 
 @inlined
@@ -49,12 +50,12 @@ def _event(scalars: Rows, events: Rows, words: Rows, sequence: int, time_ns: int
     row = events[position & (events.shape[0] - 1)]
     store_relaxed(row, 0, -1)
     fence_release()
-    row[1] = words[0] | words[1] << 8
-    row[2] = words[2]
-    row[3] = words[3]
-    row[4] = words[5] if words[0] == EVENT_TRADE else words[4]
-    row[5] = sequence
-    row[6] = time_ns
+    row[layout.EVENT_VERB] = words[0] | words[1] << 8
+    row[layout.EVENT_PRICE] = words[2]
+    row[layout.EVENT_LOTS] = words[3]
+    row[layout.EVENT_COUNT] = words[5] if words[0] == EVENT_TRADE else words[4]
+    row[layout.EVENT_SEQUENCE] = sequence
+    row[layout.EVENT_TIME_NS] = time_ns
     store_release(row, 0, position + 1)
     store_release(scalars, layout.EVENT_HEAD, position + 1)
 
@@ -221,7 +222,12 @@ class Writer:
         a = self.arrays
         rows = np.array(list(operations), np.int64).reshape(-1, 6)
         publish(
-            *(a[name] for name in ("scalars", "touch", "levels", "bits3", "bits2", "bits1")),
+            a["scalars"],
+            a["touch"],
+            a["levels"],
+            a["bits3"],
+            a["bits2"],
+            a["bits1"],
             a["bits0"],
             a["events"],
             rows,

@@ -1,0 +1,84 @@
+"""Run a market data gateway: `python -m mdgateway --pair BTC-USDT --run DIR --port P`.
+
+It may start before the engines do: it is alive at once, and serving when every pair has a book.
+"""
+
+import argparse
+import asyncio
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from exchange.config import load_instrument
+from exchange.instrument import InvalidInstrument
+from exchange.service import run
+from mdgateway.config import DEFAULT_TICK_MS, GatewayConfig, InvalidSetting, settings_from
+from mdgateway.grpc_server import MarketDataServer, service_of
+from mdgateway.warm_up import warm_up
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    given = settings_from()
+    parser = argparse.ArgumentParser(prog="python -m mdgateway", description=__doc__)
+    parser.add_argument("--pair", action="append", required=True, help="may be given several times")
+    parser.add_argument("--run", type=Path, help="the run folder; the port is written there")
+    parser.add_argument("--host", default=given["host"])
+    parser.add_argument("--port", type=int, default=int(given["port"]), help="0: any free one")
+    parser.add_argument("--segments", default=given["segments"], help="folder of the segments")
+    parser.add_argument("--instruments", type=Path, help="instrument file")
+    parser.add_argument("--tick-ms", type=int, default=DEFAULT_TICK_MS)
+    return parser.parse_args(argv)
+
+
+def _config(arguments: argparse.Namespace) -> GatewayConfig:
+    return GatewayConfig(
+        pairs=tuple(arguments.pair),
+        host=arguments.host,
+        port=arguments.port,
+        segments=arguments.segments,
+        instruments=arguments.instruments,
+        tick_ms=arguments.tick_ms,
+    ).validate()
+
+
+async def _serve(config: GatewayConfig, run_folder: Path | None) -> int:
+    instruments = [load_instrument(pair, config.instruments) for pair in config.pairs]
+    server = MarketDataServer(instruments, config)
+    service = service_of(server)
+    port = await service.start()
+    print(f"mdgateway: {', '.join(config.pairs)} on {config.host}:{port}", flush=True)
+    if run_folder is not None:
+        _announce(run_folder, port)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.run(service))
+        tasks.create_task(service.serve_until_stopped())
+    return 0
+
+
+def _announce(run_folder: Path, port: int) -> None:
+    """Write the port beside the pairs' folders, where a supervisor or a test finds it."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    unfinished = run_folder / "mdgateway.port.new"
+    unfinished.write_text(f"{port}\n", encoding="ascii")
+    unfinished.replace(run_folder / "mdgateway.port")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Start, serve until stopped, drain; return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        arguments = _arguments(argv)
+        config = _config(arguments)
+        for pair in config.pairs:
+            load_instrument(pair, config.instruments)
+    except (InvalidSetting, InvalidInstrument, OSError) as error:
+        print(f"mdgateway: {error}", file=sys.stderr)
+        return 2
+    print(f"mdgateway: {asdict(config)}", flush=True)
+    warm_up()
+    return run(_serve(config, arguments.run))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""What a gateway process is told: arguments first, then the environment, then defaults."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from exchange.config import segment_folder
+
+DEFAULT_PORT: Final = 50_061
+DEFAULT_TICK_MS: Final = 10
+
+
+class InvalidSetting(ValueError):
+    """A setting that cannot work; the message names field, value and limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """Settings of one process; every number bounds memory or work."""
+
+    pairs: tuple[str, ...]
+    """The pairs whose books are shown."""
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    segments: str = ""
+    """Folder of the segments; empty: where the system's shared memory lies."""
+    instruments: Path | None = None
+    """Instrument file; None: the one that is installed with the program."""
+    tick_ms: int = DEFAULT_TICK_MS
+    """How often the books are read and subscribers told; the least interval of a stream."""
+    heartbeat_ms: int = 1_000
+    """How long a stream may be silent."""
+    stale_after_ms: int = 1_000
+    """How old an engine's heartbeat may be."""
+    level_capacity: int = 65_536
+    """Levels a side that are kept of each book; 24 bytes each, twice."""
+    depth_limit: int = 1_000
+    """Most levels a side that a caller may ask for."""
+    trade_capacity: int = 1 << 16
+    """Trades kept for resuming and for slow subscribers; 48 bytes each. Power of two."""
+    subscriber_limit: int = 1_000
+    """Most open streams a pair; a further one is refused."""
+
+    def validate(self) -> "GatewayConfig":
+        """Return self, or raise InvalidSetting naming the first setting that cannot work."""
+        _demand(bool(self.pairs), "pairs", self.pairs, "at least one pair")
+        twice = len(set(self.pairs)) != len(self.pairs)
+        _demand(not twice, "pairs", self.pairs, "each pair once")
+        _between("port", self.port, 0, 65_535)
+        _between("tick_ms", self.tick_ms, 1, 1_000)
+        _between("heartbeat_ms", self.heartbeat_ms, self.tick_ms, 60_000)
+        _between("stale_after_ms", self.stale_after_ms, 100, 60_000)
+        _between("depth_limit", self.depth_limit, 1, 10_000)
+        _between("level_capacity", self.level_capacity, 2 * self.depth_limit, 1 << 20)
+        _between("trade_capacity", self.trade_capacity, 64, 1 << 24)
+        power = self.trade_capacity & (self.trade_capacity - 1) == 0
+        _demand(power, "trade_capacity", self.trade_capacity, "a power of two")
+        _between("subscriber_limit", self.subscriber_limit, 1, 100_000)
+        return self
+
+
+def settings_from(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the defaults that the environment gives: HOLDFAST_MARKETDATA_HOST and _PORT."""
+    source = os.environ if environment is None else environment
+    return {
+        "host": source.get("HOLDFAST_MARKETDATA_HOST", "127.0.0.1"),
+        "port": source.get("HOLDFAST_MARKETDATA_PORT", str(DEFAULT_PORT)),
+        "segments": segment_folder(),
+    }
+
+
+def _demand(condition: bool, field: str, value: object, limit: str) -> None:
+    if not condition:
+        raise InvalidSetting(f"{field} is {value!r}; it must be {limit}")
+
+
+def _between(field: str, value: int, low: int, high: int) -> None:
+    _demand(low <= value <= high, field, value, f"from {low} to {high}")

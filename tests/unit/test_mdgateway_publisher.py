@@ -1,0 +1,527 @@
+"""One pair's publisher and its subscribers, driven by hand over a segment that a test writes."""
+
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exchange import book_layout as layout
+from exchange.book_layout import EVENT_LEVEL
+from exchange.v1 import market_data_pb2
+from mdgateway.config import GatewayConfig, InvalidSetting
+from mdgateway.publisher import Publisher
+from mdgateway.reader import FeedState
+from mdgateway.subscriptions import (
+    DepthSubscription,
+    Lagging,
+    Subscription,
+    TickerSubscription,
+    TradeSubscription,
+)
+from tests.unit.market_data_writer import INSTRUMENT, Writer
+
+SECOND = 1_000_000_000
+DOWN = market_data_pb2.NOTICE_KIND_ENGINE_DOWN
+RESTARTED = market_data_pb2.NOTICE_KIND_ENGINE_RESTARTED
+STATUS = market_data_pb2.NOTICE_KIND_PAIR_STATUS
+MISSED = market_data_pb2.NOTICE_KIND_MISSED
+
+
+class Client:
+    """A depth subscriber that believes nothing: it checks the chain of every message."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.subscription = subscription
+        self.levels: dict[tuple[int, int], tuple[int, int]] = {}
+        self.epoch = self.sequence = 0
+        self.snapshots = self.updates = self.heartbeats = 0
+        self.notices: list[market_data_pb2.Notice] = []
+
+    def read(self, desk: "Desk") -> None:
+        while (message := self.subscription.take(desk.now_ns, desk.time_ns)) is not None:
+            self.take(market_data_pb2.StreamDepthResponse.FromString(message))
+
+    def take(self, message: market_data_pb2.StreamDepthResponse) -> None:
+        match message.WhichOneof("event"):
+            case "snapshot":
+                self.snapshots += 1
+                self.levels.clear()
+                self._put(message.snapshot.bids, message.snapshot.asks)
+                self.epoch, self.sequence = message.snapshot.epoch, message.snapshot.sequence
+            case "update":
+                self.updates += 1
+                assert message.update.epoch == self.epoch
+                assert message.update.previous_sequence == self.sequence
+                assert message.update.sequence >= self.sequence
+                self._put(message.update.bids, message.update.asks)
+                self.sequence = message.update.sequence
+            case "notice":
+                self.notices.append(message.notice)
+            case "heartbeat":
+                self.heartbeats += 1
+
+    def _put(self, *sides: Iterable[market_data_pb2.Level]) -> None:
+        for side, levels in enumerate(sides, start=1):
+            for level in levels:
+                if level.quantity_lots:
+                    key = (side, level.price_ticks)
+                    self.levels[key] = (level.quantity_lots, level.order_count)
+                else:
+                    # It may have come and gone between two looks of a slow client.
+                    self.levels.pop((side, level.price_ticks), None)
+
+
+class Desk:
+    """A writer, a publisher and a clock that moves by hand."""
+
+    def __init__(self, directory: Path, trade_capacity: int = 1 << 10) -> None:
+        self.writer = Writer(directory)
+        self.config = GatewayConfig(
+            pairs=(INSTRUMENT.pair,),
+            segments=str(directory),
+            level_capacity=2_000,
+            trade_capacity=trade_capacity,
+            depth_limit=1_000,
+        ).validate()
+        self.publisher = Publisher(INSTRUMENT, self.config)
+        self.now_ns = int(self.writer.owned.header[16])
+        self.time_ns = self.writer.time_ns
+        self.truth: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def step(self, milliseconds: int = 10, *, alive: bool = True) -> int:
+        self.now_ns += milliseconds * 1_000_000
+        self.time_ns += milliseconds * 1_000_000
+        self.writer.time_ns = self.time_ns
+        if alive:
+            self.writer.heartbeat(self.now_ns)
+        return self.publisher.step(self.now_ns, self.time_ns)
+
+    def level(self, side: int, price: int, lots: int, orders: int = 1) -> None:
+        self.writer.level(side, price, lots, orders)
+        self.truth.pop((side, price), None)
+        if lots:
+            self.truth[side, price] = (lots, orders)
+
+    def best(self, count: int) -> dict[tuple[int, int], tuple[int, int]]:
+        prices = [
+            sorted((price for of, price in self.truth if of == side), reverse=side == 1)
+            for side in (1, 2)
+        ]
+        return {
+            (side, price): self.truth[side, price]
+            for side in (1, 2)
+            for price in prices[side - 1][:count]
+        }
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(tmp_path)
+    yield desk
+    desk.writer.close()
+
+
+def test_there_is_life_before_the_engine(tmp_path: Path) -> None:
+    config = GatewayConfig(pairs=(INSTRUMENT.pair,), segments=str(tmp_path))
+    publisher = Publisher(INSTRUMENT, config)
+    client = Client(DepthSubscription(publisher, 5))
+    assert publisher.step(0, 0) == 0
+    assert (publisher.ready, publisher.state) == (False, FeedState.WAITING)
+    message = client.subscription.take(1, 1)
+    assert message is not None
+    client.take(market_data_pb2.StreamDepthResponse.FromString(message))
+    assert [notice.kind for notice in client.notices] == [DOWN]
+    writer = Writer(tmp_path)
+    try:
+        writer.level(1, 100, 5)
+        now_ns = int(writer.owned.header[16])
+        assert publisher.step(now_ns, 2) > 0
+        message = client.subscription.take(now_ns, 2)
+        assert message is not None
+        client.take(market_data_pb2.StreamDepthResponse.FromString(message))
+        assert client.levels == {(1, 100): (5, 1)}
+        assert client.epoch == writer.owned.epoch
+    finally:
+        writer.close()
+
+
+def test_a_snapshot_then_updates(desk: Desk) -> None:
+    desk.level(1, 100, 5, 2)
+    desk.step()
+    client = Client(DepthSubscription(desk.publisher, 3))
+    client.read(desk)
+    assert (client.snapshots, client.updates) == (1, 0)
+    desk.level(2, 103, 7)
+    desk.level(1, 100, 4)
+    desk.level(1, 100, 0)
+    desk.step()
+    client.read(desk)
+    assert client.levels == {(2, 103): (7, 1)}
+    assert (client.snapshots, client.updates, client.sequence) == (1, 1, 4)
+    desk.step()
+    client.read(desk)
+    assert client.updates == 1, "silence when nothing changed"
+
+
+def test_equal_subscribers_share_the_same_bytes(desk: Desk) -> None:
+    desk.level(1, 100, 5)
+    desk.step()
+    both = [DepthSubscription(desk.publisher, 3) for _ in range(2)]
+    first = [subscription.take(desk.now_ns, desk.time_ns) for subscription in both]
+    assert first[0] is first[1]
+    desk.level(1, 101, 5)
+    desk.step()
+    second = [subscription.take(desk.now_ns, desk.time_ns) for subscription in both]
+    assert second[0] is second[1]
+    for subscription in both:
+        subscription.close()
+    assert not desk.publisher._channels
+
+
+def test_nothing_is_told_of_half_a_command(desk: Desk) -> None:
+    desk.level(1, 100, 5)
+    desk.step()
+    client = Client(DepthSubscription(desk.publisher, 3))
+    client.read(desk)
+    # The engine dies with the events of a command in the ring and the command not complete.
+    touch = desk.writer.arrays["touch"].copy()
+    desk.level(1, 100, 6)
+    desk.writer.arrays["touch"][:] = touch
+    desk.step()
+    client.read(desk)
+    assert client.levels == {(1, 100): (5, 1)}
+    desk.level(1, 101, 1)
+    desk.step()
+    client.read(desk)
+    assert client.levels == {(1, 100): (6, 1), (1, 101): (1, 1)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clients_of_every_speed_and_depth_hold_the_engines_book(desk: Desk, seed: int) -> None:
+    chance = random.Random(seed)
+    clients: list[tuple[int, Client]] = []
+    for _ in range(300):
+        for _ in range(chance.randrange(40)):
+            side, lots = chance.choice((1, 2)), chance.choice((0, 0, 1, 2, 3))
+            desk.level(side, chance.randrange(1, 120), lots, chance.randrange(1, 4))
+        desk.step()
+        if len(clients) < 12 and chance.random() < 0.2:
+            depth = chance.choice((1, 2, 5, 20, 100))
+            clients.append((depth, Client(DepthSubscription(desk.publisher, depth))))
+        for depth, client in clients:
+            if chance.random() < 0.3:
+                client.read(desk)
+                assert client.levels == desk.best(depth)
+    assert any(client.updates for _, client in clients)
+
+
+def test_a_slow_client_gets_a_snapshot_when_updates_would_be_more(desk: Desk) -> None:
+    desk.step()
+    client = Client(DepthSubscription(desk.publisher, 2))
+    client.read(desk)
+    for price in range(1, 500):
+        desk.level(1, price, 1)
+        desk.step()
+    client.read(desk)
+    assert client.levels == desk.best(2)
+    assert (client.snapshots, client.updates) == (2, 0)
+    assert not client.notices
+
+
+def test_an_interval_holds_updates_back_and_conflates_them(desk: Desk) -> None:
+    desk.step()
+    client = Client(DepthSubscription(desk.publisher, 2, 100_000_000))
+    client.read(desk)
+    for lots in range(1, 31):
+        desk.level(1, 50, lots)
+        desk.step(10)
+        client.read(desk)
+    assert client.updates == 3
+    assert client.levels[1, 50][0] == client.sequence
+
+
+def test_silence_is_filled_with_heartbeats(desk: Desk) -> None:
+    desk.level(1, 100, 5)
+    desk.step()
+    client = Client(DepthSubscription(desk.publisher, 3))
+    client.read(desk)
+    for _ in range(35):
+        desk.step(100)
+        client.read(desk)
+    assert client.heartbeats == 3
+
+
+def test_a_loss_is_told_and_healed(desk: Desk) -> None:
+    desk.level(1, 100, 5)
+    desk.step()
+    client = Client(DepthSubscription(desk.publisher, 5))
+    client.read(desk)
+    for number in range(3 * INSTRUMENT.event_capacity):
+        desk.level(1 + number % 2, 100 + number % 7, number + 1)
+    desk.step()
+    client.read(desk)
+    assert [notice.kind for notice in client.notices] == [MISSED]
+    assert client.notices[0].missed_count > 2 * INSTRUMENT.event_capacity
+    assert client.snapshots == 2
+    assert client.levels == desk.best(5)
+
+
+def test_a_book_that_never_rests_is_taken_from_a_depth_copy(desk: Desk) -> None:
+    for price in range(100, 140):
+        desk.level(1, price, 5)
+    desk.writer.depth()
+    desk.level(1, 139, 6)
+    desk.level(1, 150, 1)
+    desk.writer.arrays["scalars"][layout.BOOK_VERSION] += 1
+    desk.step()
+    client = Client(DepthSubscription(desk.publisher, 30))
+    client.read(desk)
+    # Sixteen levels of the copy and one new one: certain, though not all there is.
+    assert client.levels == desk.best(17)
+    desk.writer.arrays["scalars"][layout.BOOK_VERSION] += 1
+    desk.step()
+    client.read(desk)
+    assert client.levels == desk.best(30)
+    assert (client.snapshots, client.updates, client.notices) == (1, 1, [])
+
+
+def test_an_engine_that_dies_and_comes_back_is_told(desk: Desk) -> None:
+    desk.level(1, 100, 5)
+    desk.step()
+    client = Client(DepthSubscription(desk.publisher, 5))
+    client.read(desk)
+    for _ in range(15):
+        desk.step(100, alive=False)
+        client.read(desk)
+    assert [notice.kind for notice in client.notices] == [DOWN]
+    assert client.notices[0].engine_state == 0
+    late = Client(DepthSubscription(desk.publisher, 5))
+    late.read(desk)
+    assert [notice.kind for notice in late.notices] == [DOWN]
+    assert late.levels == desk.best(5), "what is known stays served"
+
+    desk.writer.restart()
+    desk.level(1, 101, 6)
+    desk.step()
+    for one in client, late:
+        one.read(desk)
+        assert [notice.kind for notice in one.notices] == [DOWN, RESTARTED]
+        assert one.notices[1].epoch == desk.writer.owned.epoch == one.epoch
+        assert one.snapshots == 2
+        assert one.levels == desk.best(5)
+
+
+def test_nothing_of_a_starting_engine_is_told(desk: Desk) -> None:
+    desk.level(1, 100, 5)
+    desk.step()
+    client = Client(DepthSubscription(desk.publisher, 5))
+    client.read(desk)
+    desk.writer.restart()
+    scalars = desk.writer.arrays["scalars"]
+    scalars[layout.ENGINE_STATE] = layout.STATE_STARTING
+    # Recovery replays commands; the book passes through states that were told long ago.
+    desk.level(1, 100, 1)
+    desk.step()
+    client.read(desk)
+    assert [notice.kind for notice in client.notices] == [DOWN]
+    assert client.levels == {(1, 100): (5, 1)}
+    desk.level(1, 100, 5)
+    scalars[layout.ENGINE_STATE] = layout.STATE_READY
+    desk.step()
+    client.read(desk)
+    assert [notice.kind for notice in client.notices] == [DOWN, RESTARTED]
+    assert client.levels == {(1, 100): (5, 1)}
+
+
+def test_a_replaced_segment_starts_another_history(desk: Desk) -> None:
+    for _ in range(5):
+        desk.writer.trade(1, 100, 3)
+    desk.level(1, 100, 5)
+    desk.step()
+    depth = Client(DepthSubscription(desk.publisher, 5))
+    depth.read(desk)
+    trades = TradeSubscription(desk.publisher, 0)
+    assert trades.take(desk.now_ns, desk.time_ns) is not None  # a heartbeat: it has just come
+    desk.writer.close()
+    directory = desk.writer.directory
+    desk.writer = Writer(directory)
+    desk.now_ns = int(desk.writer.owned.header[16]) + 2 * SECOND
+    desk.truth.clear()
+    desk.writer.trade(2, 90, 1)
+    desk.level(2, 200, 9)
+    desk.step()
+    depth.read(desk)
+    assert depth.levels == {(2, 200): (9, 1)}
+    assert desk.publisher.trade_log.newest == 1
+
+
+def trades_in(subscription: Subscription, desk: Desk) -> tuple[list[int], list[int]]:
+    """Return the numbers of the trades a subscription gives now, and its notices' counts."""
+    numbers: list[int] = []
+    missed: list[int] = []
+    while (message := subscription.take(desk.now_ns, desk.time_ns)) is not None:
+        answer = market_data_pb2.StreamTradesResponse.FromString(message)
+        numbers += [trade.trade_number for trade in answer.trades.trades]
+        if answer.HasField("notice") and answer.notice.kind == MISSED:
+            missed.append(answer.notice.missed_count)
+    return numbers, missed
+
+
+def test_every_trade_comes_once_in_order(desk: Desk) -> None:
+    desk.step()
+    subscription = TradeSubscription(desk.publisher, 0)
+    seen: list[int] = []
+    for number in range(50):
+        for _ in range(number % 4):
+            desk.writer.trade(1 + number % 2, 100 + number, 1 + number)
+        desk.step()
+        if number % 5 == 4:
+            numbers, missed = trades_in(subscription, desk)
+            seen += numbers
+            assert not missed
+    numbers, _ = trades_in(subscription, desk)
+    assert seen + numbers == list(range(1, desk.writer.trade_count + 1))
+
+
+def test_trades_resume_from_a_number(desk: Desk) -> None:
+    for _ in range(10):
+        desk.writer.trade(1, 100, 1)
+    desk.step()
+    assert trades_in(TradeSubscription(desk.publisher, 4), desk) == ([4, 5, 6, 7, 8, 9, 10], [])
+    assert trades_in(TradeSubscription(desk.publisher, 11), desk) == ([], [])
+    with pytest.raises(Lagging):
+        trades_in(TradeSubscription(desk.publisher, 12), desk)
+
+
+def test_a_trade_has_what_the_event_had(desk: Desk) -> None:
+    desk.step()
+    subscription = TradeSubscription(desk.publisher, 0)
+    trades_in(subscription, desk)
+    desk.writer.trade(2, 6_400_010 % (1 << 16), 12_345)
+    desk.step()
+    message = subscription.take(desk.now_ns, desk.time_ns)
+    assert message is not None
+    trade = market_data_pb2.StreamTradesResponse.FromString(message).trades.trades[0]
+    assert trade.price_ticks == 6_400_010 % (1 << 16)
+    assert trade.price == f"{trade.price_ticks // 100}.{trade.price_ticks % 100:02d}"
+    assert (trade.quantity_lots, trade.quantity) == (12_345, "0.12345")
+    assert (trade.taker_side, trade.sequence) == (2, desk.writer.sequence)
+
+
+def test_a_subscriber_behind_the_log_is_told_where_to_resume(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, trade_capacity=64)
+    try:
+        desk.step()
+        subscription = TradeSubscription(desk.publisher, 0)
+        trades_in(subscription, desk)
+        for _ in range(200):
+            desk.writer.trade(1, 100, 1)
+        desk.step()
+        with pytest.raises(Lagging) as caught:
+            trades_in(subscription, desk)
+        assert (caught.value.resume_from, caught.value.oldest) == (1, 137)
+        numbers, missed = trades_in(TradeSubscription(desk.publisher, 1), desk)
+        assert (numbers, missed) == (list(range(137, 201)), [136])
+    finally:
+        desk.writer.close()
+
+
+def test_trades_lost_by_the_server_are_counted(desk: Desk) -> None:
+    desk.writer.trade(1, 100, 1)
+    desk.step()
+    subscription = TradeSubscription(desk.publisher, 1)
+    assert trades_in(subscription, desk) == ([1], [])
+    for _ in range(2 * INSTRUMENT.event_capacity):
+        desk.writer.trade(1, 100, 1)
+    desk.step()
+    numbers, missed = trades_in(subscription, desk)
+    # The server's own notice counts events, the stream's counts its trades.
+    assert numbers[-1] == desk.writer.trade_count
+    assert missed[-1] + len(numbers) == desk.writer.trade_count - 1
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+
+
+def test_a_change_of_status_is_told_once(desk: Desk) -> None:
+    desk.step()
+    client = Client(DepthSubscription(desk.publisher, 5))
+    client.read(desk)
+    desk.writer.status(3)
+    desk.step()
+    client.read(desk)
+    assert [(notice.kind, notice.status) for notice in client.notices] == [(STATUS, 3)]
+
+
+def test_a_flood_of_notices_is_bounded(desk: Desk) -> None:
+    desk.step()
+    client = Client(DepthSubscription(desk.publisher, 5))
+    for number in range(500):
+        desk.writer.status(1 + number % 3)
+        desk.step()
+    client.read(desk)
+    assert len(client.notices) == 64
+    assert client.notices[-1].status == 1 + 499 % 3
+
+
+def test_the_ticker_is_the_newest_only(desk: Desk) -> None:
+    desk.level(1, 100, 5)
+    desk.level(2, 110, 6)
+    desk.step()
+    subscription = TickerSubscription(desk.publisher, 0)
+    for lots in range(1, 4):
+        desk.writer.trade(1, 110, lots)
+        desk.step()
+    message = subscription.take(desk.now_ns, desk.time_ns)
+    assert message is not None
+    ticker = market_data_pb2.StreamTickerResponse.FromString(message).ticker
+    assert (ticker.best_bid.price, ticker.best_ask.price) == ("1.00", "1.10")
+    assert (ticker.best_bid.quantity_lots, ticker.best_ask.quantity_lots) == (5, 6)
+    assert (ticker.last_trade.trade_number, ticker.last_trade.quantity_lots) == (3, 3)
+    assert (ticker.volume_24h_lots, ticker.volume_24h) == (6, "0.00006")
+    assert ticker.turnover_24h == "0.00006600"
+    assert ticker.trade_count == 3
+    assert ticker.engine_state == layout.STATE_READY + 1
+    assert subscription.take(desk.now_ns, desk.time_ns) is None
+
+
+def test_a_step_without_news_does_nothing(desk: Desk) -> None:
+    desk.level(1, 100, 5)
+    assert desk.step() > 0
+    assert desk.step() == 0
+    revision = desk.publisher.revision
+    assert desk.step() == 0
+    assert desk.publisher.revision == revision
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("port", 70_000), ("tick_ms", 0), ("depth_limit", 0), ("level_capacity", 10)],
+)
+def test_a_setting_that_cannot_work_is_refused(setting: str, value: int) -> None:
+    with pytest.raises(InvalidSetting, match=rf"{setting} is {value}"):
+        GatewayConfig(pairs=("A",), **{setting: value}).validate()  # type: ignore[arg-type]
+
+
+@given(st.lists(st.tuples(st.integers(1, 2), st.integers(1, 30), st.integers(0, 3)), max_size=40))
+def test_one_command_of_many_levels_is_one_update(
+    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[int, int, int]]
+) -> None:
+    desk = Desk(tmp_path_factory.mktemp("segments"))
+    try:
+        desk.step()
+        client = Client(DepthSubscription(desk.publisher, 50))
+        client.read(desk)
+        rows = [(EVENT_LEVEL, *place, 1 if place[2] else 0, 0) for place in operations]
+        desk.writer.batch(rows)
+        for side, price, lots in operations:
+            desk.truth.pop((side, price), None)
+            if lots:
+                desk.truth[side, price] = (lots, 1)
+        desk.step()
+        client.read(desk)
+        assert client.levels == desk.truth
+        assert client.updates <= 1
+    finally:
+        desk.writer.close()
