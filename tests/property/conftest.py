@@ -1,15 +1,9 @@
-"""How much the property tests try: the default round, and `--hypothesis-profile=long`."""
+"""How much the property tests try: the default round, and the long one.
 
-from hypothesis import HealthCheck, settings
+`pytest tests/property --hypothesis-profile=long` tries fifty times as much. The profile is
+registered here, so the folder has to be named on the command line.
+"""
 
-# A stream is drawn while its twin runs, so an example is large by nature.
-settings.register_profile(
-    "long",
-    parent=settings.get_profile("holdfast"),
-    max_examples=5_000,
-    suppress_health_check=[
-        HealthCheck.too_slow,
-        HealthCheck.data_too_large,
-        HealthCheck.large_base_example,
-    ],
-)
+from hypothesis import settings
+
+settings.register_profile("long", parent=settings.get_profile("holdfast"), max_examples=5_000)

@@ -16,12 +16,16 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from exchange import records
-from exchange.enums import Asset, CommandKind, ExecutionKind
+from exchange.enums import Asset, CommandKind, ExecutionKind, Reason, Side
 from exchange.instrument import AMOUNT_LIMIT_UNITS, Instrument
 
 Item = TypeVar("Item")
 START_NS = 1_700_000_000_000_000_000
 HOUR_NS = 3600 * 1_000_000_000
+ABOUT_ORDERS = (
+    *(ExecutionKind.TRADE, ExecutionKind.PREVENTED),
+    *(ExecutionKind.CANCELLED, ExecutionKind.EXPIRED),
+)
 WORD_EDGES = (
     *(0, 1, -1, 2, -(1 << 63), (1 << 63) - 1, AMOUNT_LIMIT_UNITS, AMOUNT_LIMIT_UNITS + 1),
     *(1 << 24, 1 << 31, 1 << 32, (1 << 32) - 1, 1 << 40, 1 << 62, -(1 << 32)),
@@ -68,6 +72,8 @@ class Universe:
     """Largest usual allotment and order amount, in quote units."""
     accounts: int
     """Account numbers in use are 1 to this."""
+    patience: int = 3
+    """One new order in so many is priced anywhere; the others wait on their side."""
 
 
 def small_pair(**changes: int) -> Instrument:
@@ -91,8 +97,8 @@ def small_pair(**changes: int) -> Instrument:
 
 
 UNIVERSES = {
-    "plain": Universe(small_pair(), 28, 34, 12, 2_000, 3),
-    "full": Universe(small_pair(order_capacity=2, client_id_window=4), 30, 33, 5, 2_000, 3),
+    "plain": Universe(small_pair(), 28, 34, 12, 9_000, 3),
+    "full": Universe(small_pair(order_capacity=2, client_id_window=4), 30, 33, 5, 5_000, 3),
     "fees": Universe(
         small_pair(
             tick_quote_units=7,
@@ -106,9 +112,9 @@ UNIVERSES = {
     ),
     "dear": Universe(
         small_pair(taker_fee_ppm=100_000, maker_fee_ppm=100_000, taker_fee_floor_ppm=100_000),
-        *(28, 34, 12, 2_000, 3),
+        *(28, 34, 12, 9_000, 3),
     ),
-    "band": Universe(small_pair(price_band_ppm=60_000), 26, 36, 8, 2_000, 3),
+    "band": Universe(small_pair(price_band_ppm=150_000), 26, 36, 8, 9_000, 3),
     "edges": Universe(small_pair(price_band_ppm=1_000_000), 1, 63, 40, 5_000, 4),
     "huge": Universe(
         small_pair(
@@ -132,7 +138,7 @@ UNIVERSES = {
             maker_fee_ppm=-100,
             taker_fee_floor_ppm=200,
         ),
-        *(8_000, 8_400, 50, 10_000_000_000, 30),
+        *(8_000, 8_400, 50, 10_000_000_000, 30, 24),
     ),
 }
 
@@ -144,6 +150,7 @@ class Issued:
     account: int
     order_id: int
     client_order_id: int
+    side: int
 
 
 @dataclass
@@ -153,6 +160,9 @@ class Author:
     dice: Dice
     universe: Universe
     issued: list[Issued] = field(default_factory=list)
+    alive: dict[int, Issued] = field(default_factory=dict)
+    remedies: list[tuple[int, list[int]]] = field(default_factory=list)
+    """Commands that let trading go on again, and how many commands to wait with each."""
     sent: list[list[int]] = field(default_factory=list)
     transfer_number: int = 0
     next_client_order_id: int = 1
@@ -163,11 +173,21 @@ class Author:
         for row in rows:
             kind = row[records.E_VERB] & 0xFF
             account = row[records.E_VERB] >> 32
+            order_id = row[records.E_ORDER_ID]
             if kind == ExecutionKind.ACCEPTED:
-                order_id, client_id = row[records.E_ORDER_ID], row[records.E_CLIENT_ORDER_ID]
-                self.issued.append(Issued(account, order_id, client_id))
+                side = row[records.E_VERB] >> 16 & 0xFF
+                order = Issued(account, order_id, row[records.E_CLIENT_ORDER_ID], side)
+                self.issued.append(order)
+                self.alive[order_id] = order
+            elif kind in ABOUT_ORDERS:
+                if row[records.E_LEAVES] == 0:
+                    self.alive.pop(order_id, None)
+                if row[records.E_MAKER_LEAVES] == 0:
+                    self.alive.pop(row[records.E_MAKER_ORDER_ID], None)
             elif kind in {ExecutionKind.ALLOTTED, ExecutionKind.RELEASED}:
                 self.transfer_number = row[records.E_TRANSFER_NUMBER]
+            elif row[records.E_VERB] >> 8 & 0xFF == Reason.TRANSFER_REPEATED:
+                self.transfer_number += 1
 
     def opening(self) -> list[list[int]]:
         """Return commands that give every account funds."""
@@ -187,6 +207,11 @@ class Author:
 
     def command(self) -> list[int]:
         """Return the next command."""
+        if self.remedies:
+            wait, remedy = self.remedies.pop(0)
+            if wait == 0:
+                return remedy
+            self.remedies.append((wait - 1, remedy))
         throw = self.dice.number(0, 99)
         write = next(writer for limit, writer in WRITERS if throw < limit)
         command = write(self)
@@ -211,6 +236,15 @@ class Author:
             return among(self.dice, (0, 1, capacity - 1, capacity, (1 << 32) - 1))
         return self.dice.number(self.universe.lowest, self.universe.highest)
 
+    def usual_price(self, side: int) -> int:
+        """Return a price that mostly leaves a book behind: buyers low, sellers high."""
+        middle = (self.universe.lowest + self.universe.highest) // 2
+        if self.dice.number(1, self.universe.patience) == 1:
+            return self.price()
+        if side == Side.BUY:
+            return self.dice.number(self.universe.lowest, middle)
+        return self.dice.number(middle, self.universe.highest)
+
     def lots(self) -> int:
         """Return a quantity, now and then at or beyond the limit."""
         if self.dice.number(0, 39) == 39:
@@ -221,9 +255,17 @@ class Author:
     def amount(self, asset: Asset = Asset.QUOTE) -> int:
         """Return an amount of units."""
         if asset == Asset.BASE:
-            lots = 20 * self.universe.lots * self.universe.instrument.base_units_per_lot
+            lots = 60 * self.universe.lots * self.universe.instrument.base_units_per_lot
             return self.dice.number(1, min(lots, 1 << 59))
         return self.dice.number(1, self.universe.amount)
+
+    def worth(self) -> int:
+        """Return the amount of an order by amount."""
+        if self.dice.number(0, 29) == 29:
+            return self.amount()
+        pair = self.universe.instrument
+        worth = self.universe.lots * self.universe.highest * pair.quote_units_per_tick_lot
+        return self.dice.number(1, worth)
 
     # Orders.
 
@@ -236,18 +278,17 @@ class Author:
         client_order_id = self.next_client_order_id
         self.next_client_order_id += 1
         post_only = tif == 1 and self.dice.number(0, 7) == 7
+        side = self.dice.number(1, 2)
         return [
-            records.command_verb(
-                CommandKind.NEW_ORDER, self.account(), self.dice.number(1, 2), order_type, tif
-            ),
+            records.command_verb(CommandKind.NEW_ORDER, self.account(), side, order_type, tif),
             client_order_id,
             0,
             records.command_price(
-                self.price(),
+                self.usual_price(side),
                 among(self.dice, (1, 1, 1, 2, 3, 4, 5, 5)),
                 records.COMMAND_FLAG_POST_ONLY if post_only else 0,
             ),
-            self.amount() if order_type == 3 else self.lots(),
+            self.worth() if order_type == 3 else self.lots(),
             self.source(),
             0,
             0,
@@ -264,32 +305,42 @@ class Author:
             command[word] += among(self.dice, (1, -1, 1 << 8, 1 << 16, 1 << 32, 1 << 40, 1 << 48))
         return command
 
-    def naming(self, account: int) -> tuple[int, int, int]:
-        """Return account, client order id and order id that name some earlier order."""
+    def naming(self, account: int) -> Issued:
+        """Return an earlier order, named by its client order id (then without order id) or id."""
         if not self.issued or self.dice.number(0, 29) == 29:
-            return account, self.dice.number(-1, 5), self.dice.number(0, 3) << 24 | 1
-        order = among(self.dice, self.issued[-24:])
+            return Issued(
+                account, self.dice.number(0, 3) << 24 | 1, self.dice.number(-1, 5), Side.BUY
+            )
+        dead_too = not self.alive or self.dice.number(0, 4) == 0
+        order = among(self.dice, self.issued[-24:] if dead_too else list(self.alive.values()))
         if self.dice.number(0, 9) < 9:
             account = order.account
         by_client_id = self.dice.number(0, 1)
-        return account, order.client_order_id, 0 if by_client_id else order.order_id
+        order_id = 0 if by_client_id else order.order_id
+        return Issued(account, order_id, order.client_order_id, order.side)
 
     def cancel(self) -> list[int]:
         """Cancel some order."""
-        account, client_order_id, order_id = self.naming(self.account())
+        order = self.naming(self.account())
         flags = among(self.dice, (0, 0, records.COMMAND_FLAG_DISCONNECTED))
-        verb = records.command_verb(CommandKind.CANCEL_ORDER, account)
+        verb = records.command_verb(CommandKind.CANCEL_ORDER, order.account)
         price = records.command_price(0, 0, flags)
-        return [verb, client_order_id, order_id, price, 0, self.source(), 0, 0]
+        return [
+            *(verb, order.client_order_id, order.order_id, price),
+            *(0, self.source(), 0, 0),
+        ]
 
     def amend(self) -> list[int]:
         """Amend some order."""
-        account, client_order_id, order_id = self.naming(self.account())
-        verb = records.command_verb(CommandKind.AMEND_ORDER, account)
-        price = 0 if self.dice.number(0, 2) == 0 else self.price()
+        order = self.naming(self.account())
+        verb = records.command_verb(CommandKind.AMEND_ORDER, order.account)
+        price = 0 if self.dice.number(0, 2) == 0 else self.usual_price(order.side)
         flags = among(self.dice, (0, records.COMMAND_FLAG_LEAVES))
         word = records.command_price(price, 0, flags)
-        return [verb, client_order_id, order_id, word, self.lots(), self.source(), 0, 0]
+        return [
+            *(verb, order.client_order_id, order.order_id, word),
+            *(self.lots(), self.source(), 0, 0),
+        ]
 
     def cancel_all(self) -> list[int]:
         """Cancel all orders of an account."""
@@ -313,13 +364,11 @@ class Author:
         if self.dice.number(0, 9) == 9:
             amount = among(self.dice, (0, -1, AMOUNT_LIMIT_UNITS, AMOUNT_LIMIT_UNITS + 1))
         command = self.funds(kind, self.account(), asset, amount)
-        # A refused transfer may have used its number up: then the next one is a repetition, and
-        # only two ahead of the last known number the stream goes on.
         command[records.C_TRANSFER_NUMBER] += among(self.dice, (1, 1, 1, 1, 2, 0, -1, 3))
         return command
 
     def setting(self) -> list[int]:
-        """Write a SET command, mostly one that lets trading go on."""
+        """Write a SET command, and its remedy for later."""
         kind = among(
             self.dice,
             (
@@ -329,6 +378,7 @@ class Author:
             ),
         )
         command = [records.command_verb(kind, self.account()), 0, 0, 0, 0, self.source(), 0, 0]
+        remedy = list(command)
         universe, dice = self.universe, self.dice
         if kind == CommandKind.SET_FEES:
             command[6] = among(dice, (0, 1, 500, 1_000, 77_777, 100_000, 100_001, -1))
@@ -346,6 +396,12 @@ class Author:
             command[6] = among(dice, (1, 1, universe.lowest, universe.lowest + 2, 0))
             command[7] = among(dice, (capacity - 1, capacity - 1, universe.highest, capacity))
             command[4] = among(dice, (0, 0, 100_000, 1_000_000, 1_000_001, -1))
+            remedy[6], remedy[7] = 1, capacity - 1
+            remedy[4] = universe.instrument.price_band_ppm
+        if kind == CommandKind.SET_PAIR_STATUS:
+            remedy[6] = 1
+        if kind != CommandKind.SET_FEES:
+            self.remedies.append((dice.number(1, 8), remedy))
         return command
 
     def source(self) -> int:
@@ -377,11 +433,11 @@ def signed(word: int) -> int:
 
 
 WRITERS = (
-    (56, Author.new_order),
-    (66, Author.amend),
-    (76, Author.cancel),
-    (84, Author.retry),
-    (91, Author.move_funds),
-    (98, Author.setting),
+    (55, Author.new_order),
+    (71, Author.amend),
+    (81, Author.cancel),
+    (87, Author.retry),
+    (94, Author.move_funds),
+    (99, Author.setting),
     (100, Author.cancel_all),
 )

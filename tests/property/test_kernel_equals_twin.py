@@ -10,62 +10,16 @@ import secrets
 
 import numpy as np
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import given, note
 from hypothesis import strategies as st
 
-from tests.property.streams import UNIVERSES, Author, SeededDice, Universe
+from tests.property.drawing import Stream, effort, streams
+from tests.property.streams import UNIVERSES, Author, SeededDice
 from tests.reference.comparison import difference
 from tests.reference.drivers import Kernel, Twin
 
 COMMANDS = int(os.environ.get("HOLDFAST_COMMANDS", "200000"))
 SEGMENT = 1_000
-
-
-class DrawnDice:
-    """Chance from Hypothesis, so that a failing stream shrinks."""
-
-    def __init__(self, draw: st.DrawFn) -> None:
-        self.draw = draw
-
-    def number(self, low: int, high: int) -> int:
-        """Return a number from low to high, both included."""
-        return self.draw(st.integers(low, high))
-
-
-class Stream:
-    """Commands with their times, and what the twin says to each."""
-
-    def __init__(self, universe: Universe) -> None:
-        self.universe = universe
-        self.twin = Twin(universe.instrument)
-        self.commands: list[list[int]] = []
-        self.times: list[int] = []
-        self.executions: list[list[list[int]]] = []
-
-    def add(self, command: list[int], time_ns: int) -> list[list[int]]:
-        """Let the twin apply a command."""
-        rows = self.twin.apply(command, time_ns)
-        self.commands.append(command)
-        self.times.append(time_ns)
-        self.executions.append(rows)
-        return rows
-
-    def __repr__(self) -> str:
-        return f"Stream({self.universe}, commands={self.commands}, times={self.times})"
-
-
-@st.composite
-def streams(draw: st.DrawFn, longest: int = 60) -> Stream:
-    """Draw a universe and a stream in it."""
-    name = draw(st.sampled_from([name for name in sorted(UNIVERSES) if name != "wide"]))
-    stream = Stream(UNIVERSES[name])
-    author = Author(DrawnDice(draw), stream.universe)
-    for command in author.opening():
-        stream.add(command, author.time_ns)
-    for _ in range(draw(st.integers(1, longest))):
-        time_ns = author.pass_time()
-        author.watch(stream.add(author.command(), time_ns))
-    return stream
 
 
 def complain(expected: list[list[int]], actual: list[list[int]], command: list[int]) -> None:
@@ -75,18 +29,18 @@ def complain(expected: list[list[int]], actual: list[list[int]], command: list[i
 
 
 @given(streams())
-@settings(max_examples=250)
+@effort(1_000)
 def test_each_command_has_the_same_executions(stream: Stream) -> None:
     kernel = Kernel(stream.universe.instrument)
     twin = Twin(stream.universe.instrument)
-    for command, time_ns in zip(stream.commands, stream.times, strict=True):
+    for command, time_ns in stream:
         complain(twin.apply(command, time_ns), kernel.apply(command, time_ns), command)
         assert kernel.summary() == twin.summary(), command
     kernel.check()
 
 
 @given(streams(), st.data())
-@settings(max_examples=60)
+@effort(200)
 def test_how_commands_are_batched_changes_nothing(stream: Stream, data: st.DataObject) -> None:
     commands = np.array(stream.commands, dtype=np.int64)
     time_ns = stream.times[0]
