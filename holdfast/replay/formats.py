@@ -10,11 +10,12 @@ All money is whole numbers; a recorded decimal that does not fit its grid is an 
 rounded. This module neither matches nor sends.
 """
 
+import json
 import lzma
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Final
@@ -201,6 +202,16 @@ def _lots_by_fill(fills: Integers) -> Counter[tuple[int, ...]]:
 def fill_rows(fills: list[tuple[int, int, int, int]]) -> Integers:
     """Return fills as a (k, 4) array, also when there are none."""
     return np.array(fills, dtype=np.int64).reshape(-1, FILL_WORDS)
+
+
+def instrument_table(instrument: Instrument) -> str:
+    """Return an instrument as a table of an instruments file (TOML)."""
+    lines = [f'["{instrument.pair}"]']
+    for field in fields(instrument):
+        value = getattr(instrument, field.name)
+        if field.name != "pair":
+            lines.append(f"{field.name} = {json.dumps(value)}")
+    return "\n".join(lines) + "\n"
 
 
 def command_index(executions: Rows) -> Integers:
