@@ -44,6 +44,7 @@ from exchange.compiled import kernel
 
 Array = npt.NDArray[Any]
 Runs = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
 
 MAGIC: Final = int.from_bytes(b"HFSTATE\n", "little")
 FORMAT_VERSION: Final = 1
@@ -121,29 +122,47 @@ class Snapshot:
 
 
 @kernel
-def _next_used_page(words: npt.NDArray[np.uint64], start: int, stop: int, page_words: int) -> int:
-    """Return the first word, in steps of a page from `start`, of a page that is not all zero."""
-    while start < stop:
-        for index in range(start, min(start + page_words, stop)):
-            if words[index] != 0:
-                return start
-        start += page_words
-    return stop
+def _find_runs(words: Words, extents: Runs, index: int, runs: Runs) -> int:
+    """Put (index, first byte, bytes) of each run of used pages in the extents; return how many.
+
+    An extent is (first byte, end); its pages are counted from its first byte. `runs` has room
+    for every second page and one more of each extent.
+    """
+    count = 0
+    for extent in range(len(extents)):
+        stop = extents[extent, 1] // 8
+        run_start = -1
+        for page in range(extents[extent, 0] // 8, stop, PAGE_BYTES // 8):
+            used = False
+            for word in range(page, min(page + PAGE_BYTES // 8, stop)):
+                if words[word] != 0:
+                    used = True
+                    break
+            if used == (run_start >= 0):
+                continue
+            if used:
+                run_start = page
+            else:
+                runs[count, 0], runs[count, 1] = index, run_start * 8
+                runs[count, 2] = (page - run_start) * 8
+                count += 1
+                run_start = -1
+        if run_start >= 0:
+            runs[count, 0], runs[count, 1] = index, run_start * 8
+            runs[count, 2] = (stop - run_start) * 8
+            count += 1
+    return count
 
 
 @kernel
-def _next_zero_page(words: npt.NDArray[np.uint64], start: int, stop: int, page_words: int) -> int:
-    """Return the first word, in steps of a page from `start`, of a page that is all zero."""
-    while start < stop:
-        used = False
-        for index in range(start, min(start + page_words, stop)):
-            if words[index] != 0:
-                used = True
-                break
-        if not used:
-            return start
-        start += page_words
-    return stop
+def _copy_runs(words: Words, runs: Runs, body: Words, position: int) -> int:
+    """Copy the runs of one array to `position` in the body; return where they end there."""
+    for run in range(len(runs)):
+        first = runs[run, 1] // 8
+        for index in range(first, first + runs[run, 2] // 8):
+            body[position] = words[index]
+            position += 1
+    return position
 
 
 def _extents(image: Image) -> Iterator[tuple[int, int]]:
@@ -165,7 +184,7 @@ def _extents(image: Image) -> Iterator[tuple[int, int]]:
         position = hole
 
 
-def _words_of(name: str, image: Image) -> npt.NDArray[np.uint64]:
+def _words_of(name: str, image: Image) -> Words:
     array = image.array
     assert array.flags.c_contiguous, f"array {name} is not in C order"
     assert array.nbytes % 8 == 0, f"array {name} has {array.nbytes} bytes, not a multiple of 8"
@@ -173,22 +192,12 @@ def _words_of(name: str, image: Image) -> npt.NDArray[np.uint64]:
     return array.reshape(-1).view(np.uint64)
 
 
-def _runs_of(name: str, image: Image) -> Iterator[tuple[int, int]]:
-    """Yield (first byte, bytes) of the runs of used pages, by the file's pages if there is one."""
-    words = _words_of(name, image)
-    page_words = PAGE_BYTES // 8
-    for first, end in _extents(image):
-        # Up to the next page boundary of the file, so that no page is touched across a hole.
-        odd_bytes = -(first + image.offset_bytes) % PAGE_BYTES
-        pieces = [(first, min(first + odd_bytes, end)), (first + odd_bytes, end)]
-        for start_byte, stop_byte in pieces:
-            start, stop = start_byte // 8, -(-stop_byte // 8)
-            while start < stop:
-                start = _next_used_page(words, start, stop, page_words)
-                used_end = _next_zero_page(words, start, stop, page_words)
-                if used_end > start:
-                    yield start * 8, (used_end - start) * 8
-                start = used_end
+def _runs_of(index: int, words: Words, image: Image) -> Runs:
+    extents = np.array(list(_extents(image)), np.int64).reshape(-1, 2)
+    extents[:, 1] = -(-extents[:, 1] // 8) * 8
+    pages = int((extents[:, 1] - extents[:, 0]).sum()) // PAGE_BYTES
+    runs = np.empty((pages // 2 + 2 * len(extents) + 1, 3), np.int64)
+    return runs[: _find_runs(words, extents, index, runs)]
 
 
 def capture(stamp: Stamp, images: Mapping[str, Array | Image]) -> Capture:
@@ -197,21 +206,16 @@ def capture(stamp: Stamp, images: Mapping[str, Array | Image]) -> Capture:
     `images` names each array (integers, C order, a multiple of 8 bytes). Needs as much memory as
     the pages in use.
     """
-    runs: list[tuple[int, int, int]] = []
-    arrays: list[npt.NDArray[np.uint8]] = []
-    sizes = {}
-    for index, (name, given) in enumerate(images.items()):
-        image = given if isinstance(given, Image) else Image(given)
-        sizes[name] = image.array.nbytes
-        arrays.append(_words_of(name, image).view(np.uint8))
-        runs += [(index, first, size) for first, size in _runs_of(name, image)]
-    table = np.array(runs, np.int64).reshape(-1, 3)
-    body = np.empty(int(table[:, 2].sum()), np.uint8)
+    given = [image if isinstance(image, Image) else Image(image) for image in images.values()]
+    words = [_words_of(name, image) for name, image in zip(images, given, strict=True)]
+    tables = [_runs_of(index, words[index], image) for index, image in enumerate(given)]
+    runs = np.concatenate(tables)
+    body = np.empty(int(runs[:, 2].sum()) // 8, np.uint64)
     position = 0
-    for index, first, size in runs:
-        body[position : position + size] = arrays[index][first : first + size]
-        position += size
-    return Capture(stamp, sizes, table, body)
+    for one, table in zip(words, tables, strict=True):
+        position = _copy_runs(one, table, body, position)
+    sizes = {name: image.array.nbytes for name, image in zip(images, given, strict=True)}
+    return Capture(stamp, sizes, runs, body.view(np.uint8))
 
 
 def _bytes_of(array: Array) -> memoryview:

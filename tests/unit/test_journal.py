@@ -217,6 +217,20 @@ def test_a_missing_file_is_named_by_the_gap_it_leaves(tmp_path: Path) -> None:
     assert "the segment ends with sequence 60, 120 was to be its last" in str(damage)
 
 
+@pytest.mark.parametrize("offset", [3 * FRAME_OF_20_BYTES, SEGMENT_BYTES - 1])
+def test_bytes_behind_the_frames_of_an_earlier_file_are_damage(tmp_path: Path, offset: int) -> None:
+    with closing(small(tmp_path)) as journal:
+        for _ in range(4):
+            append(journal, 20)
+    path = tmp_path / f"journal-{1:020}.log"
+    content = bytearray(path.read_bytes())
+    content[offset] = 1
+    path.write_bytes(content)
+    with closing(small(tmp_path)) as journal:
+        damage = refusal_of(lambda: list(journal.replay(0)))
+    assert (damage.path, damage.offset_bytes) == (path, 3 * FRAME_OF_20_BYTES)
+
+
 def test_an_empty_last_file_does_not_hide_a_torn_one_before_it(tmp_path: Path) -> None:
     with closing(small(tmp_path)) as journal:
         append(journal, 3)
