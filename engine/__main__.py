@@ -11,15 +11,18 @@ from exchange.doorbell import AlreadyListening
 from exchange.ownership import OwnershipError
 
 
+log = logging.getLogger(__name__)
+
+
 def main() -> int:
     """Run until SIGTERM or SIGINT; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="engine %(levelname)s %(message)s")
     config = read_config()
-    logging.info(describe(config))
+    log.info(describe(config))
     try:
         process = EngineProcess(config)
     except (DurabilityError, OwnershipError, AlreadyListening) as error:
-        logging.error("not started: %s", error)
+        log.error("not started: %s", error)
         return 1
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop())

@@ -191,7 +191,7 @@ class Engine:
     def apply(self, commands: Rows, time_ns: int) -> Rows:
         """Apply all commands; return their executions, (m, 16) int64, as a copy."""
         rows = np.ascontiguousarray(commands, dtype=np.int64).reshape(-1, COMMAND_WORDS)
-        parts = []
+        parts: list[Rows] = []
         applied = 0
         while applied < len(rows) or not parts:
             address = rows.ctypes.data + applied * COMMAND_BYTES

@@ -5,19 +5,21 @@ ring is believed: a tail that cannot be true puts the inbox aside until its owne
 """
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from exchange import atomics
+from exchange.book_layout import segment_name
+from exchange.config import RunFolder
 from exchange.doorbell import Ringer
-from exchange.intake import CURSOR_STRIDE, inbox_layout
+from exchange.intake import CURSOR_STRIDE, INBOX_JOURNAL, inbox_layout, inbox_purpose
 from exchange.ownership import Borrowed, LayoutMismatch, SegmentMissing
 from exchange.ring import RingConsumer, take_rows
 
 _log = logging.getLogger(__name__)
 
+Words = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int64]
 
 PRODUCER_ASLEEP = 8
@@ -28,22 +30,26 @@ class BorrowedInbox:
     """One order-entry process's ring, read in place."""
 
     def __init__(
-        self, ring: int, name: str, directory: str, bell: Path, cursors: npt.NDArray[np.int64]
+        self, ring: int, folder: RunFolder, directory: str, cursors: Words, journal: int
     ) -> None:
-        """Name the segment; ``refresh`` opens it when it exists. ``cursors`` are the engine's."""
+        """Name the segment; ``refresh`` opens it when it exists.
+
+        ``cursors`` are the engine's, ``journal`` is the number of the journal it continues.
+        """
         self.ring = ring
-        self.name = name
+        self.name = segment_name(folder.pair, inbox_purpose(ring))
         self._directory = directory
         self._cursors = cursors
+        self._journal = journal
         self._index = ring * CURSOR_STRIDE
-        self._ringer = Ringer(bell)
+        self._ringer = Ringer(folder.entry_bell(ring))
         self._borrowed: Borrowed | None = None
         self._consumer: RingConsumer | None = None
 
     @property
     def tail_address(self) -> int:
         """Return the address of the tail word, or 0 while there is no inbox."""
-        return self._borrowed.address("control") if self._borrowed is not None else 0
+        return self._borrowed.address("control") if self._borrowed and self._consumer else 0
 
     @property
     def cursor(self) -> int:
@@ -53,7 +59,7 @@ class BorrowedInbox:
     def refresh(self) -> bool:
         """Open the inbox if it has appeared or was made anew; say whether anything changed."""
         if self._borrowed is not None and not self._borrowed.replaced():
-            return False
+            return self._connect()
         self._close()
         try:
             self._borrowed = Borrowed.open(self.name, inbox_layout(), directory=self._directory)
@@ -62,8 +68,17 @@ class BorrowedInbox:
         except LayoutMismatch as error:
             _log.warning("inbox not taken: %s", error)
             return False
+        return self._connect()
+
+    def _connect(self) -> bool:
+        """Start reading once the ring is one for this engine's journal."""
+        borrowed = self._borrowed
+        assert borrowed is not None
+        ours = atomics.load(borrowed["control"], INBOX_JOURNAL) == self._journal
+        if self._consumer is not None or not ours:
+            return False
         self._consumer = RingConsumer(
-            self._borrowed["control"], self._borrowed["records"], self._cursors, self._index
+            borrowed["control"], borrowed["records"], self._cursors, self._index
         )
         return True
 

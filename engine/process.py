@@ -26,7 +26,7 @@ from exchange.book_layout import (
     segment_name,
 )
 from exchange.doorbell import Doorbell, Sleeper
-from exchange.intake import INTAKE_ASLEEP, INTAKE_STATE, inbox_purpose, intake_layout
+from exchange.intake import INTAKE_ASLEEP, INTAKE_JOURNAL, INTAKE_STATE, intake_layout
 from exchange.ownership import Owned
 
 _log = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ class EngineProcess:
     def _prepare_intake(self, intake: Owned) -> None:
         restore_cursors(self.recovered.engine, intake["cursors"])
         intake["control"][:] = 0
+        intake["control"][INTAKE_JOURNAL] = self.recovered.journal_number
 
     def _make_sequencer(self) -> Sequencer:
         found = self.recovered
@@ -101,10 +102,10 @@ class EngineProcess:
         self.inboxes = [
             BorrowedInbox(
                 ring,
-                segment_name(self.config.instrument.pair, inbox_purpose(ring)),
+                self.config.folder,
                 self.config.segments,
-                self.config.folder.entry_bell(ring),
                 self.intake["cursors"],
+                found.journal_number,
             )
             for ring in range(self.config.inbox_count)
         ]

@@ -6,8 +6,10 @@ that followers may have seen must come out the same, byte for byte.
 """
 
 import logging
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,7 @@ BOOK_STATE = ("bits0", "bits1", "bits2", "bits3", "levels")
 
 
 class RecoveryDiverged(DurabilityError):
-    """This kernel decides differently from the one that wrote the journal."""
+    """The kernel decides differently from the one that wrote the journal."""
 
 
 @dataclass(slots=True)
@@ -44,6 +46,8 @@ class Recovered:
     log: ExecutionLogWriter
     chain_hash: int
     replayed_count: int
+    journal_number: int
+    """Drawn once for this journal; inboxes written for another one are left alone."""
 
 
 def layout_hash(instrument: Instrument) -> int:
@@ -134,7 +138,18 @@ def recover(
     # An empty batch decides nothing, but the kernel is compiled before anybody waits for it.
     engine.apply_at(0, 0, int(engine.vault["scalars"][TIME_NS]))
     engine.publish_again()
-    return Recovered(engine, journal, log, chain_hash, engine.sequence - first)
+    number = _journal_number(folder.journal)
+    return Recovered(engine, journal, log, chain_hash, engine.sequence - first, number)
+
+
+def _journal_number(folder: Path) -> int:
+    """Return the number drawn when the journal was made; draw it if there is none."""
+    path = folder / "number"
+    if not path.exists():
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(str(secrets.randbits(62) | 1), encoding="ascii")
+        unfinished.rename(path)
+    return int(path.read_text(encoding="ascii"))
 
 
 def _replay(engine: Engine, journal: Journal, log: ExecutionLogWriter, chain_hash: int) -> int:

@@ -25,7 +25,7 @@ from exchange.records import RING_CAPACITY
 
 LAYOUT_VERSION: Final = 1
 
-# scalars: state
+# Scalars that are state.
 SEQUENCE: Final = 0
 TIME_NS: Final = 1
 EXECUTION_COUNT: Final = 2
@@ -56,7 +56,7 @@ DAY_LOW: Final = 39
 DAY_LOTS: Final = 40
 DAY_QUOTE_UNITS: Final = 41
 
-# scalars: configuration, written when the segment is made
+# Scalars that are configuration, written when the segment is made.
 PRICE_CAPACITY: Final = 64
 ORDER_CAPACITY: Final = 65
 ACCOUNT_CAPACITY: Final = 66
@@ -72,7 +72,7 @@ EVENT_CAPACITY: Final = 75
 DEPTH_LEVELS: Final = 76
 DEPTH_COPIES: Final = 77
 
-# account row
+# Columns of an account row.
 A_FREE_BASE: Final = 0
 A_HELD_BASE: Final = 1
 A_FREE_QUOTE: Final = 2
@@ -91,7 +91,7 @@ ACCOUNT_WORDS: Final = 16
 ACCOUNT_OPEN: Final = 1
 ACCOUNT_KILLED: Final = 2
 
-# order row, as eight int64 words ...
+# Columns of an order row, as eight int64 words ...
 O_ORDER_ID: Final = 0
 """Zero: the slot is free."""
 O_CLIENT_ORDER_ID: Final = 1

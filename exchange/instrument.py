@@ -64,7 +64,8 @@ class Instrument:
     @property
     def quote_units_per_tick_lot(self) -> int:
         """Return the worth of one lot at one tick, in smallest quote units."""
-        return self.tick_quote_units * self.base_units_per_lot // 10**self.base_decimals
+        scale: int = 10**self.base_decimals
+        return self.tick_quote_units * self.base_units_per_lot // scale
 
     def validate(self) -> "Instrument":
         """Return self, or raise InvalidInstrument naming the first contradiction."""

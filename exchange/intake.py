@@ -17,6 +17,11 @@ INTAKE_STATE: Final = 8
 """Word of ``control``: the engine's STATE_ of ``exchange.book_layout``."""
 INTAKE_SEQUENCE: Final = 16
 """Word of ``control``: sequence of the last applied command."""
+INTAKE_JOURNAL: Final = 24
+"""Word of ``control``: a number drawn once for the journal the engine continues."""
+INBOX_JOURNAL: Final = 24
+"""Word of an inbox's ``control``: the journal its positions count for. Positions mean nothing to
+another journal, so an engine leaves alone what was written for another one."""
 CURSOR_STRIDE: Final = 8
 """Words between the cursors of two rings: a cache line each."""
 INBOX_CAPACITY: Final = 1 << 15

@@ -19,7 +19,8 @@ nowhere else know how. A command is one cache line, an execution two.
       2  kind u8 | reason u8 | side u8 | flags u8 | account << 32
       3  order id
       4  client order id            (ALLOTTED/RELEASED: transfer number)
-      5  price ticks u32 | order type << 32 | time in force << 40 | prevention << 48 | post-only << 56
+      5  price ticks u32 | order type << 32 | time in force << 40 | prevention << 48
+         | post-only << 56
                                     (ALLOTTED/RELEASED: the asset in place of the price)
       6  quantity lots              (order: its quantity; TRADE, CANCELLED, EXPIRED, PREVENTED: the
                                     lots concerned; ALLOTTED/RELEASED: amount units;

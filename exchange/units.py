@@ -30,7 +30,7 @@ def parse_decimal(text: str, decimals: int) -> int:
     whole, fraction = match[1], (match[2] or "").rstrip("0")
     if len(fraction) > decimals:
         raise InvalidDecimal(f"{text!r} has more than {decimals} decimals")
-    return int(whole) * 10**decimals + int(fraction.ljust(decimals, "0") or "0")
+    return int(whole + fraction.ljust(decimals, "0"))
 
 
 def format_decimal(steps: int, decimals: int, shown: int) -> str:

@@ -12,6 +12,7 @@ from typing import Final
 
 from engine.batches import expand_records
 from engine.order_entry import Command
+from exchange import atomics
 from exchange.book_layout import (
     STATE_DRAINING,
     STATE_JOURNAL_BLOCKED,
@@ -23,7 +24,9 @@ from exchange.doorbell import Ringer
 from exchange.intake import (
     CURSOR_STRIDE,
     INBOX_CAPACITY,
+    INBOX_JOURNAL,
     INTAKE_ASLEEP,
+    INTAKE_JOURNAL,
     INTAKE_SEQUENCE,
     INTAKE_STATE,
     inbox_layout,
@@ -57,6 +60,10 @@ _RING_FULL: Final = Refusal(
 )
 
 
+class OtherJournal(Exception):
+    """The engine was started on other data: this process must start anew, too."""
+
+
 class Inbox:
     """One process's ring and its view of the engine's intake. Belongs to one thread.
 
@@ -83,9 +90,14 @@ class Inbox:
         return Borrowed.open(name, intake_layout(), directory=segment_folder())
 
     def _prepare(self, owned: Owned) -> None:
-        """Start a new ring where the engine's cursor stands; keep an old one's tail."""
-        if owned.created:
-            owned["control"][TAIL] = self.engine_cursor()
+        """Start a new ring where the engine's cursor stands; keep an old one's tail.
+
+        A ring written for another journal is as good as new: its commands are not this one's.
+        """
+        control = owned["control"]
+        if owned.created or control[INBOX_JOURNAL] != self._journal():
+            control[TAIL] = self.engine_cursor()
+            atomics.store(control, INBOX_JOURNAL, self._journal())
 
     def _connect(self) -> RingProducer:
         return RingProducer(
@@ -94,6 +106,10 @@ class Inbox:
             self._intake["cursors"],
             self.ring * CURSOR_STRIDE,
         )
+
+    def _journal(self) -> int:
+        """Return the number of the journal that the engine continues."""
+        return int(self._intake["control"][INTAKE_JOURNAL])
 
     def engine_cursor(self) -> int:
         """Return how many commands of this ring the engine has taken."""
@@ -130,6 +146,8 @@ class Inbox:
             return  # Removed, or being made anew: the next look will find it.
         self._intake.close()
         self._intake = fresh
+        if self._journal() != self.control[INBOX_JOURNAL]:
+            raise OtherJournal(f"the engine of {self._pair} continues another journal now")
         self._producer = self._connect()
 
     def refusal(self, acked: int, count: int, spare: int = 0) -> Refusal | None:

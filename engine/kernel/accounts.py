@@ -5,9 +5,8 @@ holds per lot what one lot can cost at most, each part rounded up, so the sum ov
 fills never exceeds the hold: ceil(q * x) <= q * ceil(x).
 """
 
-import numpy as np
-
 from engine.kernel.state import State
+from engine.kernel.tables import int64, uint64
 from engine.vault_layout import (
     A_FREE_BASE,
     A_FREE_QUOTE,
@@ -31,13 +30,13 @@ MILLION = 1_000_000
 def fee_units(notional: int, rate_ppm: int) -> int:
     """Return ceil(notional * rate / 10**6) without leaving int64; notional >= 0."""
     if rate_ppm == 0:
-        return np.int64(0)
-    millions = np.int64(np.uint64(notional) // np.uint64(MILLION))
+        return 0
+    millions = int64(uint64(notional) // uint64(MILLION))
     rest = (notional - millions * MILLION) * rate_ppm
     if rest >= 0:
-        part = np.int64((np.uint64(rest) + np.uint64(MILLION - 1)) // np.uint64(MILLION))
+        part = int64((uint64(rest) + uint64(MILLION - 1)) // uint64(MILLION))
     else:
-        part = -np.int64(np.uint64(-rest) // np.uint64(MILLION))
+        part = -int64(uint64(-rest) // uint64(MILLION))
     return millions * rate_ppm + part
 
 
@@ -106,7 +105,7 @@ def hold(s: State, account: int, side: int, units: int) -> None:
 def slot_hold_per_lot(s: State, slot: int) -> int:
     """Return what one lot of a resting order holds."""
     terms = s.orders[slot, O_TERMS]
-    price = np.int64(s.halves[slot, H_PRICE])
+    price = s.halves[slot, H_PRICE]
     return hold_per_lot(s, terms_side(terms), price, terms_hold_ppm(terms))
 
 
@@ -114,7 +113,7 @@ def slot_hold_per_lot(s: State, slot: int) -> int:
 def release_hold(s: State, slot: int, lots: int) -> None:
     """Return the hold of so many lots of a resting order to its account's free funds."""
     side = terms_side(s.orders[slot, O_TERMS])
-    hold(s, np.int64(s.halves[slot, H_ACCOUNT]), side, -lots * slot_hold_per_lot(s, slot))
+    hold(s, s.halves[slot, H_ACCOUNT], side, -lots * slot_hold_per_lot(s, slot))
 
 
 @inlined
@@ -127,7 +126,7 @@ def settle(
     from its hold, of which the same number of lots is used up or returned.
     """
     terms = s.orders[slot, O_TERMS]
-    maker = np.int64(s.halves[slot, H_ACCOUNT])
+    maker = s.halves[slot, H_ACCOUNT]
     base = lots * s.scalars[UNITS_PER_LOT]
     maker_fee = fee_units(notional, terms_maker_ppm(terms))
     if side == 0:

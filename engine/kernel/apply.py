@@ -68,7 +68,7 @@ def _apply_one(s: State, i: int) -> None:
         amend_order(s, i)
     elif kind == CANCEL_ALL:
         cancel_all(s, i)
-    elif kind == ALLOT_FUNDS or kind == RELEASE_FUNDS:
+    elif kind in (ALLOT_FUNDS, RELEASE_FUNDS):
         move_funds(s, i)
     elif kind == SET_FEES:
         set_fees(s, i)

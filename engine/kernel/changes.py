@@ -1,7 +1,5 @@
 """Changes to resting orders: cancel, cancel all, amend."""
 
-import numpy as np
-
 from engine.kernel.accounts import (
     free_column,
     hold_per_lot,
@@ -78,10 +76,10 @@ def named_slot(s: State, i: int, account: int) -> int:
     if order_id == 0:
         row = find_entry(s, account, s.commands[i, C_CLIENT_ORDER_ID])
         if row < 0:
-            return np.int64(0)
+            return 0
         order_id = s.entries[row, K_ORDER_ID]
     slot = live_slot(s, order_id)
-    return slot if slot != 0 and s.halves[slot, H_ACCOUNT] == account else np.int64(0)
+    return slot if slot != 0 and s.halves[slot, H_ACCOUNT] == account else 0
 
 
 @inlined
@@ -105,10 +103,10 @@ def cancel_order(s: State, i: int) -> None:
 @inlined
 def cancel_orders(s: State, account: int, side: int, reason: int) -> int:
     """Cancel an account's orders of a side (0: both), newest first; return how many."""
-    count = np.int64(0)
+    count = 0
     slot = s.accounts[account, A_FIRST_ORDER]
     while slot != 0:
-        older = np.int64(s.halves[slot, H_ACCOUNT_NEXT])
+        older = s.halves[slot, H_ACCOUNT_NEXT]
         if side == 0 or s.orders[slot, O_TERMS] & 0xFF == side:
             end_resting(s, slot, CANCELLED, reason)
             count += 1
@@ -138,7 +136,7 @@ def cancel_all(s: State, i: int) -> None:
 @inlined
 def amend_refusal(s: State, slot: int, price: int, leaves: int) -> int:
     """Return why a resting order may not get this price and these leaves, or 0."""
-    account = np.int64(s.halves[slot, H_ACCOUNT])
+    account = s.halves[slot, H_ACCOUNT]
     terms = s.orders[slot, O_TERMS]
     side = terms_side(terms)
     moved = price != s.halves[slot, H_PRICE]
@@ -161,7 +159,7 @@ def amend_refusal(s: State, slot: int, price: int, leaves: int) -> int:
 def shrink_in_place(s: State, slot: int, leaves: int) -> None:
     """Give an order fewer lots where it stands; it keeps its place and remembered rates."""
     side = terms_side(s.orders[slot, O_TERMS])
-    tick = np.int64(s.halves[slot, H_PRICE])
+    tick = s.halves[slot, H_PRICE]
     less = s.orders[slot, O_LEAVES] - leaves
     release_hold(s, slot, less)
     s.orders[slot, O_LEAVES] = leaves
@@ -174,10 +172,10 @@ def shrink_in_place(s: State, slot: int, leaves: int) -> None:
 @inlined
 def requeue(s: State, slot: int, price: int, leaves: int) -> None:
     """Move an order to a new price or a larger size: it may trade, and goes to the back."""
-    account = np.int64(s.halves[slot, H_ACCOUNT])
+    account = s.halves[slot, H_ACCOUNT]
     terms = s.orders[slot, O_TERMS]
     side = terms_side(terms)
-    old_tick = np.int64(s.halves[slot, H_PRICE])
+    old_tick = s.halves[slot, H_PRICE]
     release_hold(s, slot, s.orders[slot, O_LEAVES])
     dequeue(s, slot, side, old_tick)
     publish_level(s, side, old_tick)
@@ -214,7 +212,7 @@ def amend_order(s: State, i: int) -> None:
     if slot == 0:
         reject(s, i, ORDER_UNKNOWN)
         return
-    old_price = np.int64(s.halves[slot, H_PRICE])
+    old_price = s.halves[slot, H_PRICE]
     price = command_price(s, i)
     if price == 0:
         price = old_price

@@ -4,8 +4,6 @@ Used by tests after every step and by operations at start. The numbers it return
 in ``engine.core.BROKEN_INVARIANTS``. It changes nothing.
 """
 
-import numpy as np
-
 from engine.kernel.accounts import slot_hold_per_lot, terms_side
 from engine.kernel.occupancy import highest_to, lowest_from
 from engine.kernel.state import State, form_state
@@ -48,10 +46,10 @@ _ENDLESS = 1 << 25
 def _check_queue(s: State, side: int, tick: int) -> int:
     """Return 0, or the invariant a price's queue breaks."""
     row = side * s.scalars[PRICE_CAPACITY] + tick
-    lots = np.int64(0)
-    count = np.int64(0)
-    before = np.int64(0)
-    slot = np.int64(s.queues[row, QUEUE_FIRST])
+    lots = 0
+    count = 0
+    before = 0
+    slot = s.queues[row, QUEUE_FIRST]
     while slot != 0 and count < _ENDLESS:
         if s.halves[slot, H_PRICE] != tick or terms_side(s.orders[slot, O_TERMS]) != side:
             return 3
@@ -62,7 +60,7 @@ def _check_queue(s: State, side: int, tick: int) -> int:
         lots += s.orders[slot, O_LEAVES]
         count += 1
         before = slot
-        slot = np.int64(s.halves[slot, H_NEXT])
+        slot = s.halves[slot, H_NEXT]
     if s.queues[row, QUEUE_LAST] != before:
         return 3
     return 0 if lots == s.levels[row, 0] and count == s.levels[row, 1] else 2
@@ -71,13 +69,13 @@ def _check_queue(s: State, side: int, tick: int) -> int:
 @inlined
 def _check_levels(s: State) -> int:
     """Return 0, or the invariant the price levels break."""
-    resting = np.int64(0)
+    resting = 0
     ticks = s.scalars[PRICE_CAPACITY]
     for side in range(2):
-        occupied = np.int64(0)
-        tick = lowest_from(s, side, np.int64(1))
+        occupied = 0
+        tick = lowest_from(s, side, 1)
         first = tick
-        last = np.int64(0)
+        last = 0
         while tick != 0:
             if s.levels[side * ticks + tick, 1] == 0:
                 return 4
@@ -92,19 +90,19 @@ def _check_levels(s: State) -> int:
             tick = lowest_from(s, side, tick + 1)
         if s.scalars[BEST_BID + side] != (last if side == 0 else first):
             return 5
-    if s.scalars[BEST_BID] != 0 and s.scalars[BEST_ASK] != 0:
-        if s.scalars[BEST_BID] >= s.scalars[BEST_ASK]:
-            return 1
+    ask = s.scalars[BEST_ASK]
+    if s.scalars[BEST_BID] >= ask and ask != 0:
+        return 1
     return 0 if resting == s.scalars[RESTING_COUNT] else 10
 
 
 @inlined
 def _check_account(s: State, account: int) -> int:
     """Return 0, or the invariant an account's orders and holds break."""
-    count = np.int64(0)
-    base = np.int64(0)
-    quote = np.int64(0)
-    before = np.int64(0)
+    count = 0
+    base = 0
+    quote = 0
+    before = 0
     slot = s.accounts[account, A_FIRST_ORDER]
     while slot != 0 and count < _ENDLESS:
         if s.halves[slot, H_ACCOUNT] != account or s.halves[slot, H_ACCOUNT_PREVIOUS] != before:
@@ -118,7 +116,7 @@ def _check_account(s: State, account: int) -> int:
             base += held
         count += 1
         before = slot
-        slot = np.int64(s.halves[slot, H_ACCOUNT_NEXT])
+        slot = s.halves[slot, H_ACCOUNT_NEXT]
     if count != s.accounts[account, A_OPEN_ORDERS]:
         return 6
     if base != s.accounts[account, A_HELD_BASE] or quote != s.accounts[account, A_HELD_QUOTE]:
@@ -129,8 +127,8 @@ def _check_account(s: State, account: int) -> int:
 @inlined
 def _check_accounts(s: State) -> int:
     """Return 0, or the invariant the accounts break."""
-    base = np.int64(0)
-    quote = np.int64(0)
+    base = 0
+    quote = 0
     for account in range(s.scalars[ACCOUNT_CAPACITY]):
         code = _check_account(s, account)
         if code != 0:
@@ -148,13 +146,13 @@ def _check_accounts(s: State) -> int:
 @inlined
 def _check_slots(s: State) -> int:
     """Return 0, or 11 when free and resting slots do not make up all used ones."""
-    free = np.int64(0)
+    free = 0
     slot = s.scalars[FREE_HEAD]
     while slot != 0 and free < _ENDLESS:
         if s.orders[slot, O_ORDER_ID] != 0:
             return 11
         free += 1
-        slot = np.int64(s.halves[slot, H_NEXT])
+        slot = s.halves[slot, H_NEXT]
     return 0 if free + s.scalars[RESTING_COUNT] == s.scalars[HIGH_WATER] else 11
 
 

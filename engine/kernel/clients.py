@@ -5,10 +5,9 @@ oldest entry unlinks it by itself, because a chain walk ends at the first number
 window. An entry whose order still rests is not overwritten: it is carried forward as the newest.
 """
 
-import numpy as np
-
 from engine.kernel.book import live_slot
 from engine.kernel.state import State
+from engine.kernel.tables import int64, uint64
 from engine.vault_layout import (
     CLIENT_NUMBER,
     CLIENT_WINDOW,
@@ -22,25 +21,25 @@ from exchange.records import C_PRICE, C_QUANTITY, C_VERB
 
 # Odd 64-bit constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
 # generators, 2014), used as multiplicative mixers.
-_FIRST = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND = np.uint64(0x94D049BB133111EB)
+_FIRST = uint64(0xBF58476D1CE4E5B9)
+_SECOND = uint64(0x94D049BB133111EB)
 
 
 @inlined
 def chain_of(s: State, account: int, client_order_id: int) -> int:
     """Return the hash chain an id belongs to."""
-    mixed = (np.uint64(client_order_id) ^ (np.uint64(account) * _SECOND)) * _FIRST
-    mixed ^= mixed >> np.uint64(32)
-    return np.int64(mixed & np.uint64(2 * s.scalars[CLIENT_WINDOW] - 1))
+    mixed = (uint64(client_order_id) ^ (uint64(account) * _SECOND)) * _FIRST
+    mixed ^= mixed >> uint64(32)
+    return int64(mixed & uint64(2 * s.scalars[CLIENT_WINDOW] - 1))
 
 
 @inlined
 def content_of(s: State, i: int) -> int:
     """Return 32 bits that tell one order from another with the same client order id."""
-    mixed = np.uint64(s.commands[i, C_VERB] & 0xFFFFFFFF) * _FIRST
-    mixed = (mixed ^ np.uint64(s.commands[i, C_PRICE])) * _SECOND
-    mixed = (mixed ^ (mixed >> np.uint64(29)) ^ np.uint64(s.commands[i, C_QUANTITY])) * _FIRST
-    return np.int64(mixed >> np.uint64(32))
+    mixed = uint64(s.commands[i, C_VERB] & 0xFFFFFFFF) * _FIRST
+    mixed = (mixed ^ uint64(s.commands[i, C_PRICE])) * _SECOND
+    mixed = (mixed ^ (mixed >> uint64(29)) ^ uint64(s.commands[i, C_QUANTITY])) * _FIRST
+    return int64(mixed >> uint64(32))
 
 
 @inlined
@@ -57,7 +56,7 @@ def find_entry(s: State, account: int, client_order_id: int) -> int:
         ):
             return row
         number = s.links[row]
-    return np.int64(-1)
+    return -1
 
 
 @inlined

@@ -4,8 +4,6 @@ The ladder of ``refusal`` is the table of ``docs/trading-rules.md`` in its order
 nothing may fail.
 """
 
-import numpy as np
-
 from engine.kernel.accounts import (
     buy_hold_per_lot,
     free_column,
@@ -36,8 +34,6 @@ from engine.kernel.publication import emit, publish_level
 from engine.kernel.state import W_EMITTED, State
 from engine.vault_layout import (
     A_FLAGS,
-    A_FREE_BASE,
-    A_FREE_QUOTE,
     A_MAX_LOTS,
     A_MAX_NOTIONAL,
     A_MAX_ORDERS,
@@ -250,7 +246,7 @@ def new_size_refusal(s: State, account: int, order_type: int, price: int, quanti
     if order_type == MARKET_BY_AMOUNT:
         if quantity < 1 or quantity > AMOUNT_LIMIT_UNITS:
             return AMOUNT_OUT_OF_RANGE
-        return size_refusal(s, account, np.int64(0), quantity)
+        return size_refusal(s, account, 0, quantity)
     if quantity < 1 or quantity > s.scalars[QUANTITY_LIMIT]:
         return QUANTITY_OUT_OF_RANGE
     if order_type == LIMIT:
@@ -419,7 +415,7 @@ def new_order(s: State, i: int) -> None:
     emit(s, ACCEPTED | head, order_id, client_order_id, price | shape, quantity, quantity, 0, 0)
     limit = limit_of(s, side, order_type, price)
     taker = Taker(account, side, order_type, prevention, limit, order_id, client_order_id, shape)
-    left, filled, ended = take(s, taker, quantity, np.int64(0))
+    left, filled, ended = take(s, taker, quantity, 0)
     if left > 0 and tif == GTC and ended == 0:
         rest(s, slot, taker, price, left, filled, command_flags(s, i) & COMMAND_FLAG_POST_ONLY)
         enlist(s, slot, account)

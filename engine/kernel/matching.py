@@ -6,8 +6,6 @@ place. Nothing here decides whether an order may enter; that is ``orders``.
 
 from typing import NamedTuple
 
-import numpy as np
-
 from engine.kernel.accounts import (
     buy_hold_per_lot,
     fee_units,
@@ -92,7 +90,7 @@ def say_resting(s: State, slot: int, kind: int, reason: int, lots: int, leaves: 
     verb = kind | reason << 8 | (terms & 0xFF) << 16
     emit(
         s,
-        verb | np.int64(s.halves[slot, H_ACCOUNT]) << 32,
+        verb | s.halves[slot, H_ACCOUNT] << 32,
         s.orders[slot, O_ORDER_ID],
         s.orders[slot, O_CLIENT_ORDER_ID],
         s.halves[slot, H_PRICE] | resting_shape(terms),
@@ -108,7 +106,7 @@ def end_resting(s: State, slot: int, kind: int, reason: int) -> None:
     """Take an order off the book, return its hold and say so."""
     leaves = s.orders[slot, O_LEAVES]
     side = terms_side(s.orders[slot, O_TERMS])
-    tick = np.int64(s.halves[slot, H_PRICE])
+    tick = s.halves[slot, H_PRICE]
     say_resting(s, slot, kind, reason, leaves, 0)
     release_hold(s, slot, leaves)
     remove(s, slot, side)
@@ -127,12 +125,12 @@ def affordable(s: State, taker: Taker, price: int, remaining: int) -> int:
         if taker.order_type == MARKET_BY_AMOUNT:
             return remaining // per_lot
         lots = min(remaining, s.accounts[account, A_FREE_QUOTE] // per_lot)
-        return lots if lots > 0 else np.int64(-1)
+        return lots if lots > 0 else -1
     if taker.order_type == MARKET:
         return remaining
     lots = s.accounts[account, A_FREE_BASE] // s.scalars[UNITS_PER_LOT]
     if lots == 0:
-        return np.int64(-1)
+        return -1
     return min(lots, remaining // (price * s.scalars[UNITS_PER_TICK_LOT]))
 
 
@@ -166,7 +164,7 @@ def trade(
     )
     order_id = s.orders[slot, O_ORDER_ID]
     client_order_id = s.orders[slot, O_CLIENT_ORDER_ID]
-    maker = np.int64(s.halves[slot, H_ACCOUNT])
+    maker = s.halves[slot, H_ACCOUNT]
     add_maker(s, order_id, client_order_id, maker, leaves, maker_fee)
     record_trade(s, side, price, lots, notional)
     s.work[W_TRADED] = 1
@@ -219,13 +217,13 @@ def take(s: State, taker: Taker, remaining: int, filled: int) -> tuple[int, int,
 
     Reason 0: it went as far as its limit; what remains may rest or expire by its own rules.
     """
-    reason = np.int64(0)
+    reason = 0
     other = 1 - taker.side
     while remaining > 0 and reason == 0 and crosses(s, taker.side, taker.limit_ticks):
         tick = s.scalars[BEST_BID + other]
         row = level_row(s, other, tick)
         while remaining > 0:
-            slot = np.int64(s.queues[row, QUEUE_FIRST])
+            slot = s.queues[row, QUEUE_FIRST]
             if slot == 0:
                 break
             if s.halves[slot, H_ACCOUNT] == taker.account and taker.prevention != ALLOW:
@@ -236,14 +234,14 @@ def take(s: State, taker: Taker, remaining: int, filled: int) -> tuple[int, int,
                 if mode != CANCEL_NEWEST:
                     end_resting(s, slot, EXPIRED, SELF_TRADE_PREVENTED)
                 if mode != CANCEL_OLDEST:
-                    reason = np.int64(SELF_TRADE_PREVENTED)
+                    reason = SELF_TRADE_PREVENTED
                     break
                 continue
             lots = remaining
             if taker.order_type != LIMIT:
                 lots = affordable(s, taker, tick, remaining)
                 if lots <= 0:
-                    reason = np.int64(FUNDS_EXHAUSTED if lots < 0 else LIQUIDITY_EXHAUSTED)
+                    reason = FUNDS_EXHAUSTED if lots < 0 else LIQUIDITY_EXHAUSTED
                     break
             lots = min(lots, s.orders[slot, O_LEAVES])
             remaining = trade(s, taker, slot, tick, lots, remaining, filled)

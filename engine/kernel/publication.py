@@ -5,8 +5,6 @@ use a commit word: invalid, then the data, then the row's own number; a reader t
 number before or after its copy has been lapped and knows it.
 """
 
-import numpy as np
-
 from engine.kernel.occupancy import highest_to, lowest_from
 from engine.kernel.state import (
     W_DAY,
@@ -54,7 +52,6 @@ from exchange.book_layout import (
     DEPTH_SEQUENCE,
     DEPTH_TIME,
     DEPTH_TIME_NS,
-    EVENT_COMMIT,
     EVENT_COUNT,
     EVENT_HEAD,
     EVENT_LEVEL,
@@ -146,7 +143,7 @@ def publish_event(s: State, verb: int, price: int, lots: int, count: int) -> Non
     position = s.book[EVENT_HEAD]
     row = position & (s.scalars[EVENT_CAPACITY] - 1)
     commit = address_of(s.events, row)
-    store_relaxed_at(commit, np.int64(-1))
+    store_relaxed_at(commit, -1)
     fence_release()
     s.events[row, EVENT_VERB] = verb
     s.events[row, EVENT_PRICE] = price
@@ -243,7 +240,7 @@ def publish_depth(s: State) -> None:
     index = number % s.scalars[DEPTH_COPIES]
     row = index * s.work[W_DEPTH_WORDS]
     commit = address_of(s.depth, row + DEPTH_COMMIT)
-    store_relaxed_at(commit, np.int64(-1))
+    store_relaxed_at(commit, -1)
     fence_release()
     s.depth[row + DEPTH_SEQUENCE] = s.scalars[SEQUENCE]
     s.depth[row + DEPTH_EVENT] = s.book[EVENT_HEAD]

@@ -1,7 +1,5 @@
 """Money in and out of the engine, and what operators set."""
 
-import numpy as np
-
 from engine.kernel.changes import cancel_orders
 from engine.kernel.entry import (
     ACCOUNT_UNKNOWN,
@@ -190,9 +188,9 @@ def set_kill_switch(s: State, i: int) -> None:
     account_set(s, account)
     if killed == 1:
         s.accounts[account, A_FLAGS] |= ACCOUNT_KILLED
-        cancel_orders(s, account, np.int64(0), KILL_SWITCH)
+        cancel_orders(s, account, 0, KILL_SWITCH)
     else:
-        s.accounts[account, A_FLAGS] &= ~np.int64(ACCOUNT_KILLED)
+        s.accounts[account, A_FLAGS] &= ~ACCOUNT_KILLED
 
 
 @inlined
@@ -228,5 +226,5 @@ def follow_band(s: State) -> None:
     """Move the price band with the last trade."""
     last = s.scalars[LAST_PRICE]
     width = last * s.scalars[BAND_PPM] // MILLION
-    s.scalars[BAND_LOW] = max(np.int64(1), last - width)
+    s.scalars[BAND_LOW] = max(1, last - width)
     s.scalars[BAND_HIGH] = min(s.scalars[PRICE_CAPACITY] - 1, last + width)

@@ -10,8 +10,10 @@ arithmetic never mixes signs or widths.
 """
 
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -23,19 +25,19 @@ from numba.extending import intrinsic, models, register_model
 class TableType(types.Type):
     """The type of a table: how many columns, of what integers."""
 
-    def __init__(self, columns: int, element: types.Integer) -> None:
+    def __init__(self, columns: int, element: Any) -> None:
         self.columns = columns
         self.element = element
         super().__init__(name=f"Table({columns}, {element})")
 
     @property
-    def value(self) -> types.Integer:
+    def value(self) -> Any:
         """Return the type a value is read as."""
         return types.int64 if self.element.signed else types.uint64
 
 
 @register_model(TableType)
-class _TableModel(models.PrimitiveModel):  # type: ignore[misc]
+class _TableModel(models.PrimitiveModel):
     def __init__(self, manager: Any, table: TableType) -> None:
         super().__init__(manager, table, ir.IntType(64))
 
@@ -50,7 +52,7 @@ def _index_of(table: Any, index: Any) -> Any:
 
 
 @infer_global(operator.getitem)
-class _GetItem(AbstractTemplate):  # type: ignore[misc]
+class _GetItem(AbstractTemplate):
     def generic(self, arguments: Any, keywords: Any) -> Any:
         table, index = arguments
         if isinstance(table, TableType) and (wanted := _index_of(table, index)):
@@ -59,7 +61,7 @@ class _GetItem(AbstractTemplate):  # type: ignore[misc]
 
 
 @infer_global(operator.setitem)
-class _SetItem(AbstractTemplate):  # type: ignore[misc]
+class _SetItem(AbstractTemplate):
     def generic(self, arguments: Any, keywords: Any) -> Any:
         table, index, _ = arguments
         if isinstance(table, TableType) and (wanted := _index_of(table, index)):
@@ -104,7 +106,7 @@ def _literal(argument: Any) -> int:
     return int(argument.literal_value)
 
 
-def _make_table(element: types.Integer) -> Any:
+def _make_table(element: Any) -> Any:
     @intrinsic(prefer_literal=True)
     def table(typing_context: Any, address: Any, columns: Any) -> Any:
         if not isinstance(columns, types.IntegerLiteral):
@@ -127,8 +129,7 @@ bitmap = _make_table(types.uint64)
 
 
 @intrinsic(prefer_literal=False)
-def address_of(typing_context: Any, table: Any, row: Any) -> Any:
-    """Return the address of a table's row."""
+def _address_of(typing_context: Any, table: Any, row: Any) -> Any:
     if not isinstance(table, TableType):
         return None
 
@@ -137,3 +138,10 @@ def address_of(typing_context: Any, table: Any, row: Any) -> Any:
         return builder.add(arguments[0], builder.mul(arguments[1], ir.IntType(64)(size)))
 
     return types.int64(table, types.int64), generate
+
+
+address_of = cast(Callable[[Any, int], int], _address_of)
+"""``address_of(table, row)``: the address of a row's first byte."""
+int64: Any = np.int64
+uint64: Any = np.uint64
+"""Conversions inside compiled code."""
