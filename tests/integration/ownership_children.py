@@ -28,6 +28,8 @@ from exchange.seqlock import (
     needs_repair,
     publish_copy,
     read_copy,
+    read_stable,
+    read_unchecked,
     write_begin,
     write_end,
     write_record,
@@ -80,6 +82,58 @@ def publish_numbers(control: Any, touch: Any, copies: Any, record: Any, count: i
         copy_words(record, touch)
         write_end(control, TOUCH_VERSION)
         publish_copy(control, COPY_HEAD, copies, record)
+
+
+@kernel
+def count_stable_reads(
+    control: Any, touch: Any, out: Any, wanted: int, different: int, limit: int
+) -> tuple[int, int, int]:
+    """Return (stable reads, torn among them, how often the record was another than before).
+
+    Reads on until there are `wanted` of them and the writer was seen `different` times, because
+    on a busy machine the writer may be off its core for long; `limit` bounds the attempts.
+    """
+    reads = torn = changes = 0
+    last = 0
+    for _ in range(limit):
+        if reads >= wanted and changes >= different:
+            break
+        if read_stable(control, 0, touch, out, 100):
+            reads += 1
+            torn += is_torn(out)
+            changes += out[0] != last
+            last = out[0]
+    return reads, torn, changes
+
+
+@kernel
+def count_stable_copies(
+    control: Any, copies: Any, out: Any, wanted: int, different: int, limit: int
+) -> tuple[int, int, int, int]:
+    """Do the same with copies; return also how many were older than one read before."""
+    reads = torn = changes = older = 0
+    last = 0
+    for _ in range(limit):
+        if reads >= wanted and changes >= different:
+            break
+        number = read_copy(control, 8, copies, out, 100)
+        if number > 0:
+            reads += 1
+            torn += is_torn(out) or out[0] != number
+            changes += number != last
+            older += number < last
+            last = number
+    return reads, torn, changes, older
+
+
+@kernel
+def find_torn_read(touch: Any, out: Any, limit: int) -> int:
+    """Read without looking at the version; return how many reads the first torn one took."""
+    for reads in range(limit):
+        read_unchecked(touch, out)
+        if is_torn(out):
+            return reads + 1
+    return 0
 
 
 def repair(owned: Owned) -> None:

@@ -9,14 +9,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numba.core.errors import TypingError
 
 from exchange import atomics
-from exchange.compiled import kernel
 from exchange.doorbell import Doorbell, Ringer, Sleeper
 from exchange.ownership import (
     AlreadyOwned,
@@ -36,7 +34,6 @@ from exchange.seqlock import (
     needs_repair,
     read_copy,
     read_stable,
-    read_unchecked,
 )
 from tests.integration.ownership_children import (
     BELLS,
@@ -45,6 +42,9 @@ from tests.integration.ownership_children import (
     RECORD_WORDS,
     RING,
     TOUCH_VERSION,
+    count_stable_copies,
+    count_stable_reads,
+    find_torn_read,
     is_torn,
     publish_numbers,
     repair,
@@ -217,58 +217,6 @@ def test_a_stale_layout_left_by_another_process_is_refused(directory: Path, star
     assert remove_stale("one", directory) == ["one"]
     with Owned.claim("one", newer, directory=directory) as owned:
         assert owned.created
-
-
-@kernel
-def count_stable_reads(
-    control: Any, touch: Any, out: Any, wanted: int, different: int, limit: int
-) -> tuple[int, int, int]:
-    """Return (stable reads, torn among them, how often the record was another than before).
-
-    Reads on until there are `wanted` of them and the writer was seen `different` times, because
-    on a busy machine the writer may be off its core for long; `limit` bounds the attempts.
-    """
-    reads = torn = changes = 0
-    last = 0
-    for _ in range(limit):
-        if reads >= wanted and changes >= different:
-            break
-        if read_stable(control, 0, touch, out, 100):
-            reads += 1
-            torn += is_torn(out)
-            changes += out[0] != last
-            last = out[0]
-    return reads, torn, changes
-
-
-@kernel
-def count_stable_copies(
-    control: Any, copies: Any, out: Any, wanted: int, different: int, limit: int
-) -> tuple[int, int, int, int]:
-    """Do the same with copies; return also how many were older than one read before."""
-    reads = torn = changes = older = 0
-    last = 0
-    for _ in range(limit):
-        if reads >= wanted and changes >= different:
-            break
-        number = read_copy(control, 8, copies, out, 100)
-        if number > 0:
-            reads += 1
-            torn += is_torn(out) or out[0] != number
-            changes += number != last
-            older += number < last
-            last = number
-    return reads, torn, changes, older
-
-
-@kernel
-def find_torn_read(touch: Any, out: Any, limit: int) -> int:
-    """Read without looking at the version; return how many reads the first torn one took."""
-    for reads in range(limit):
-        read_unchecked(touch, out)
-        if is_torn(out):
-            return reads + 1
-    return 0
 
 
 @pytest.fixture
@@ -505,3 +453,18 @@ def test_no_ring_of_the_bell_is_lost_between_processes(directory: Path, start: S
         ringer.ring_if_asleep(borrowed["control"], 8)
         assert child.wait() == 0
         ringer.close()
+
+
+def test_the_page_shows_the_example_and_what_it_prints() -> None:
+    page = (ROOT / "docs" / "ownership.md").read_text()
+    program = (ROOT / "examples" / "ownership.py").read_text()
+    assert f"```python\n{program}```" in page
+    told = subprocess.run(
+        [sys.executable, "-m", "examples.ownership"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"```\n{told.stdout}```" in page
+    assert told.stderr == ""
