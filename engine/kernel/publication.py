@@ -83,6 +83,7 @@ from exchange.records import FLAG_LAST
 
 DEPTH_EVERY_EVENTS = 1024
 DEPTH_EVERY_NS = 1_000_000
+LARGEST = (1 << 63) - 1
 
 
 @inlined
@@ -179,8 +180,9 @@ def record_trade(s: State, side: int, price: int, lots: int, notional: int) -> N
         s.scalars[DAY_QUOTE_UNITS] = 0
     s.scalars[DAY_HIGH] = max(s.scalars[DAY_HIGH], price)
     s.scalars[DAY_LOW] = min(s.scalars[DAY_LOW], price)
-    s.scalars[DAY_LOTS] += lots
-    s.scalars[DAY_QUOTE_UNITS] += notional
+    # A day's sums have no bound of their own: at the largest int64 they stand still.
+    s.scalars[DAY_LOTS] += min(lots, LARGEST - s.scalars[DAY_LOTS])
+    s.scalars[DAY_QUOTE_UNITS] += min(notional, LARGEST - s.scalars[DAY_QUOTE_UNITS])
     publish_event(s, EVENT_TRADE | (side + 1) << 8, price, lots, number)
 
 

@@ -97,7 +97,7 @@ class PairProcesses:
 @contextlib.contextmanager
 def pair_processes(run: Path, durability: str = "fsync") -> Iterator[PairProcesses]:
     """Give a pair's processes, not yet started; everything is gone afterwards."""
-    segments = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))  # noqa: S108
+    segments = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))
     processes = PairProcesses(run, segments, durability)
     try:
         yield processes
