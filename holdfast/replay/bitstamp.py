@@ -139,7 +139,7 @@ def read(path: Path, account: int = 1) -> Recording:
                 reader.deleted(int(name), lots)
             elif action != "changed":
                 raise ValueError(action)
-        except (KeyError, ValueError) as error:
+        except (KeyError, OverflowError, ValueError) as error:
             raise RecordingError(f"{path.name} line {number} is {','.join(words)!r}") from error
         count += 1
     commands, index, time_ns = reader.commands.columns()

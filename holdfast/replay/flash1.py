@@ -96,7 +96,7 @@ def read(path: Path, message_limit: int | None = None, account: int = 1) -> Flas
         commands.message_index = number
         try:
             _translate(commands, places, line.split(","))
-        except (KeyError, ValueError, IndexError) as error:
+        except (IndexError, KeyError, OverflowError, ValueError) as error:
             raise RecordingError(f"{path.name} line {number + 1} is {line!r}") from error
         verbs.append(ord(line[0]))
     words, index, time_ns = commands.columns()

@@ -156,6 +156,7 @@ class CommandList:
     ) -> None:
         """Append a new order; own orders may meet, because one account plays all members."""
         verb = self._new_verbs[side, order_type, time_in_force]
+        _check_price(price_ticks)
         price = command_price(price_ticks, SelfTradePrevention.NONE, flags)
         self._append(verb, client_order_id, price, quantity_lots)
 
@@ -165,6 +166,7 @@ class CommandList:
 
     def amend(self, client_order_id: int, price_ticks: int, leaves_lots: int) -> None:
         """Append an amend to what shall be left open; price 0: as it is."""
+        _check_price(price_ticks)
         self._append(
             self._amend_verb, client_order_id, self._leaves_word | price_ticks, leaves_lots
         )
@@ -179,6 +181,12 @@ class CommandList:
         words = np.array(self._words, dtype=np.int64).reshape(-1, COMMAND_WORDS)
         index = np.array(self._message_index, dtype=np.int64)
         return words, index, np.array(self._time_ns, dtype=np.int64)
+
+
+def _check_price(price_ticks: int) -> None:
+    """Refuse what would run over into the other half of the price word."""
+    if price_ticks >> 32:
+        raise RecordingError(f"price is {price_ticks} ticks; it must be from 0 to {(1 << 32) - 1}")
 
 
 def fills_of(executions: Rows) -> Integers:
@@ -225,10 +233,17 @@ def command_index(executions: Rows) -> Integers:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file, decompressed on the way when its name ends in .xz."""
+    """Yield the lines of a text file, decompressed on the way when its name ends in .xz.
+
+    Raises RecordingError when the file is cut short, damaged or no text, OSError when it cannot be
+    opened.
+    """
     with lzma.open(path, "rt") if path.suffix == ".xz" else path.open() as lines:
-        for line in lines:
-            yield line.rstrip("\r\n")
+        try:
+            for line in lines:
+                yield line.rstrip("\r\n")
+        except (EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+            raise RecordingError(f"{path.name} cannot be read: {error}") from error
 
 
 def scaled(text: str, decimals: int) -> int:

@@ -212,17 +212,19 @@ def read(path: Path, account: int = 1) -> Recording:
     start_book = _start_book(path.parent)
     count = 0
     if start_book:
-        reader.start_book(start_book)
+        try:
+            reader.start_book(start_book)
+        except (OverflowError, ValueError) as error:
+            raise RecordingError(f"the start book begins with {start_book[:40]!r}") from error
     for line in read_lines(path):
         count += 1
         # The first orderbook line is the state after the first message.
         if count == 1 and start_book:
             continue
         try:
-            message = _parse(count - 1, line)
-        except (KeyError, ValueError) as error:
+            reader.message(_parse(count - 1, line))
+        except (KeyError, OverflowError, ValueError) as error:
             raise RecordingError(f"{path.name} line {count} is {line!r}") from error
-        reader.message(message)
     reader.flush()
     words, index, time_ns = reader.commands.columns()
     return Recording(

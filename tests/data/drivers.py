@@ -45,7 +45,7 @@ START_NS = 1_000_000_000
 
 
 class Venue:
-    """One pair over plain memory, whose accounts can pay for everything they ask for."""
+    """One pair over plain memory, whose first accounts can pay for everything they ask for."""
 
     def __init__(self, instrument: Instrument, account_count: int = 1) -> None:
         self.engine = Engine.in_memory(instrument)
@@ -106,7 +106,7 @@ class Venue:
 
 def allotments(account_count: int) -> Rows:
     """Return the commands that give each account an equal share of all the money there can be."""
-    share = AMOUNT_LIMIT_UNITS // account_count
+    share = AMOUNT_LIMIT_UNITS // max(1, account_count)
     rows = np.zeros((2 * account_count, COMMAND_WORDS), np.int64)
     for index in range(len(rows)):
         account, asset = 1 + index // 2, Asset.BASE if index % 2 == 0 else Asset.QUOTE
