@@ -46,7 +46,11 @@ async def _serve(config: GatewayConfig, run_folder: Path | None) -> int:
     instruments = [load_instrument(pair, config.instruments) for pair in config.pairs]
     server = MarketDataServer(instruments, config)
     service = service_of(server)
-    port = await service.start()
+    try:
+        port = await service.start()
+    except RuntimeError as error:
+        print(f"mdgateway: cannot listen on {config.host}:{config.port}: {error}", file=sys.stderr)
+        return 1
     print(f"mdgateway: {', '.join(config.pairs)} on {config.host}:{port}", flush=True)
     if run_folder is not None:
         _announce(run_folder, port)

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from exchange.instrument import Instrument
 from exchange.refusal import Code, Refusal, Refused
@@ -132,53 +133,39 @@ class MarketDataServer:
         )
         return market_data_pb2.GetDepthResponse(depth=depth)
 
-    def stream_depth(
-        self, request: market_data_pb2.StreamDepthRequest, context: Context
-    ) -> Answers:
+    def stream_depth(self, content: bytes, context: Context) -> Answers:
         """Stream a snapshot, then updates."""
 
-        def subscribe(publisher: Publisher) -> Subscription:
+        def subscribe(publisher: Publisher, request: Any) -> Subscription:
             level_count = self._level_count(request.level_count)
             return DepthSubscription(publisher, level_count, _interval_ns(request.interval_ms))
 
-        return self._stream(request.pair, subscribe)
+        return self._stream(market_data_pb2.StreamDepthRequest, content, subscribe)
 
-    def stream_trades(
-        self, request: market_data_pb2.StreamTradesRequest, context: Context
-    ) -> Answers:
+    def stream_trades(self, content: bytes, context: Context) -> Answers:
         """Stream trades."""
 
-        def subscribe(publisher: Publisher) -> Subscription:
-            number = request.from_trade_number
-            if number < 0:
-                raise Refused(
-                    Refusal.of_field(
-                        "TRADE_NUMBER_OUT_OF_RANGE",
-                        "from_trade_number",
-                        number,
-                        "0 (from now on) or the number of a trade",
-                    )
-                )
-            return TradeSubscription(publisher, number)
+        def subscribe(publisher: Publisher, request: Any) -> Subscription:
+            return TradeSubscription(publisher, _trade_number(request.from_trade_number))
 
-        return self._stream(request.pair, subscribe)
+        return self._stream(market_data_pb2.StreamTradesRequest, content, subscribe)
 
-    def stream_ticker(
-        self, request: market_data_pb2.StreamTickerRequest, context: Context
-    ) -> Answers:
+    def stream_ticker(self, content: bytes, context: Context) -> Answers:
         """Stream the ticker."""
 
-        def subscribe(publisher: Publisher) -> Subscription:
+        def subscribe(publisher: Publisher, request: Any) -> Subscription:
             return TickerSubscription(publisher, _interval_ns(request.interval_ms))
 
-        return self._stream(request.pair, subscribe)
+        return self._stream(market_data_pb2.StreamTickerRequest, content, subscribe)
 
     async def _stream(
-        self, pair: str, subscribe: Callable[[Publisher], Subscription]
+        self, kind: Any, content: bytes, subscribe: Callable[[Publisher, Any], Subscription]
     ) -> AsyncIterator[bytes]:
+        request = _parsed(kind, content)
+        pair = request.pair
         publisher = self._publisher(pair)
         self._admit(pair)
-        subscription = subscribe(publisher)
+        subscription = subscribe(publisher, request)
         self._subscriber_counts[pair] += 1
         try:
             while not self._stopping:
@@ -235,6 +222,24 @@ class MarketDataServer:
         return asked or min(DEFAULT_LEVEL_COUNT, limit)
 
 
+def _parsed(kind: Any, content: bytes) -> Any:
+    try:
+        return kind.FromString(content)
+    except DecodeError:
+        name = kind.DESCRIPTOR.name
+        message = f"{len(content)} bytes that are no {name}"
+        raise Refused(Refusal(Code.INVALID_ARGUMENT, "MESSAGE_UNREADABLE", message)) from None
+
+
+def _trade_number(asked: int) -> int:
+    if asked < 0:
+        limit = "0 (from now on) or the number of a trade"
+        raise Refused(
+            Refusal.of_field("TRADE_NUMBER_OUT_OF_RANGE", "from_trade_number", asked, limit)
+        )
+    return asked
+
+
 def _interval_ns(asked_ms: int) -> int:
     if not 0 <= asked_ms <= INTERVAL_LIMIT_MS:
         limit = f"from 0 to {INTERVAL_LIMIT_MS}"
@@ -263,18 +268,18 @@ def _lagging(lagging: Lagging) -> Refusal:
 
 
 def handlers(server: MarketDataServer) -> grpc.GenericRpcHandler:
-    """Return the handlers of the service: streams pass bytes through as they are."""
+    """Return the handlers of the service.
+
+    Requests are parsed here, so that bytes that are no message are refused like any other wrong
+    request; the answers of streams pass through as they are.
+    """
 
     def unary(behaviour: Any, request: Any, response: Any) -> Any:
-        return grpc.unary_unary_rpc_method_handler(
-            behaviour,
-            request_deserializer=request.FromString,
-            response_serializer=response.SerializeToString,
-        )
+        async def call(content: bytes, context: Context) -> Any:
+            return await behaviour(_parsed(request, content), context)
 
-    def stream(behaviour: Any, request: Any) -> Any:
-        return grpc.unary_stream_rpc_method_handler(
-            behaviour, request_deserializer=request.FromString, response_serializer=None
+        return grpc.unary_unary_rpc_method_handler(
+            call, response_serializer=response.SerializeToString
         )
 
     of = market_data_pb2
@@ -286,9 +291,9 @@ def handlers(server: MarketDataServer) -> grpc.GenericRpcHandler:
             ),
             "GetTicker": unary(server.get_ticker, of.GetTickerRequest, of.GetTickerResponse),
             "GetDepth": unary(server.get_depth, of.GetDepthRequest, of.GetDepthResponse),
-            "StreamDepth": stream(server.stream_depth, of.StreamDepthRequest),
-            "StreamTrades": stream(server.stream_trades, of.StreamTradesRequest),
-            "StreamTicker": stream(server.stream_ticker, of.StreamTickerRequest),
+            "StreamDepth": grpc.unary_stream_rpc_method_handler(server.stream_depth),
+            "StreamTrades": grpc.unary_stream_rpc_method_handler(server.stream_trades),
+            "StreamTicker": grpc.unary_stream_rpc_method_handler(server.stream_ticker),
         },
     )
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from exchange.enums import Side
 from exchange.instrument import Instrument
+from exchange.units import format_decimal, units_to_amount
 from exchange.v1 import enums_pb2, market_data_pb2, stream_pb2
 from mdgateway.reader import Touch
 from mdgateway.ticker import Figures
@@ -33,14 +34,6 @@ StreamMessage = type[
     | market_data_pb2.StreamTradesResponse
     | market_data_pb2.StreamTickerResponse
 ]
-
-
-def decimal_text(units: int, decimals: int) -> str:
-    """Return an amount of smallest units as decimal text with all its decimals."""
-    if decimals <= 0:
-        return str(units * 10**-decimals)
-    whole, fraction = divmod(abs(units), 10**decimals)
-    return f"{'-' if units < 0 else ''}{whole}.{fraction:0{decimals}d}"
 
 
 def _without_zeros(units: int, decimals: int) -> tuple[int, int]:
@@ -65,15 +58,15 @@ class Encoder:
 
     def price(self, ticks: int) -> str:
         """Return a price as decimal text."""
-        return decimal_text(ticks * self._tick, self._tick_decimals)
+        return format_decimal(ticks * self._tick, self._tick_decimals, self._tick_decimals)
 
     def quantity(self, lots: int) -> str:
         """Return a quantity as decimal text."""
-        return decimal_text(lots * self._lot, self._lot_decimals)
+        return format_decimal(lots * self._lot, self._lot_decimals, self._lot_decimals)
 
     def amount(self, quote_units: int) -> str:
         """Return a quote amount as decimal text."""
-        return decimal_text(quote_units, self.instrument.quote_decimals)
+        return units_to_amount(self.instrument.quote_decimals, quote_units)
 
     def instrument_message(self, status: int) -> market_data_pb2.Instrument:
         """Return the specification of the pair as a message."""

@@ -81,6 +81,8 @@ class Publisher:
         self.time_ns = 0
         """Time of the newest event that is included."""
         self.touch: Touch | None = None
+        self.history = 0
+        """Rises when a segment with fewer trades than were told takes another's place."""
         self.trade_log = TradeLog(config.trade_capacity)
         self.rolling = RollingDay()
         self.notices: deque[Numbered] = deque(maxlen=NOTICE_CAPACITY)
@@ -204,8 +206,9 @@ class Publisher:
             self.touch = None
             self._through = 0
             self._reload_reason = "restart" if self.epoch else "start"
-            if self._cursor > self.reader.event_head() or not self.epoch:
-                self._cursor = self.reader.oldest_event()
+            # What was seen before is known by trade number and sequence, not by position: a new
+            # segment counts its positions from the start.
+            self._cursor = self.reader.oldest_event()
         if state is self.state:
             return int(fresh)
         was_live, self.state = self.state is FeedState.LIVE, state
@@ -318,12 +321,15 @@ class Publisher:
         """Start all views anew after a loss or under a new owner, and say why."""
         reason, lost = self._reload_reason, self._lost
         self._reload_reason, self._lost = "", 0
-        self.epoch = self.reader.epoch
+        if reason != "missed":
+            # A replaced segment may count its owners from the start; subscribers see it rise.
+            self.epoch = max(self.epoch + 1, self.reader.epoch)
         assert self.touch is not None
         if self.touch.trade_count < self.trade_log.newest:
             # Another history: nothing of the old one holds.
             self.trade_log.begin_after(self.touch.trade_count)
             self.rolling = RollingDay()
+            self.history += 1
             self._status_sequence = 0
         if reason == "start":
             if self.trade_log.newest < self.touch.trade_count:
@@ -380,7 +386,7 @@ class Publisher:
         shown = self.pair_status if status is None else status
         return market_data_pb2.Notice(
             kind=market_data_pb2.NoticeKind.ValueType(kind),
-            epoch=self.reader.epoch,
+            epoch=self.epoch,
             engine_state=enums_pb2.EngineState.ValueType(self.engine_state),
             status=enums_pb2.PairStatus.ValueType(shown),
             missed_count=missed_count,

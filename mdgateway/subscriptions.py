@@ -119,7 +119,10 @@ class DepthSubscription(Subscription):
 
 
 class TradeSubscription(Subscription):
-    """Every trade in order of its number; who falls behind the log is told to come again."""
+    """Every trade in order of its number; who falls behind the log is told to come again.
+
+    A number a little ahead is waited for: another gateway may have been quicker by a tick.
+    """
 
     kind = market_data_pb2.StreamTradesResponse
 
@@ -128,6 +131,7 @@ class TradeSubscription(Subscription):
         self._next = from_trade_number
         if not from_trade_number and publisher.ready:
             self._next = publisher.trade_log.newest + 1
+        self._history = publisher.history
         self._started = False
 
     def goodbye(self, reason: str) -> bytes:
@@ -144,13 +148,14 @@ class TradeSubscription(Subscription):
         if not self._started:
             self._started = True
             self._next = self._next or log.newest + 1
-            if self._next > log.newest + 1:
+            if self._next > log.newest + log.capacity:
                 raise Lagging(self._next, log.oldest)
             if self._next < log.oldest:
                 return self._missed(log.oldest)
-        if self._next > log.newest + 1:
+        if self._history != publisher.history:
             # Another history, with fewer trades, took the place of the one that was told.
-            self._next = log.newest + 1
+            self._history = publisher.history
+            self._next = min(self._next, log.newest + 1)
         if self._next < log.first_after_hole:
             return self._missed(max(log.first_after_hole, log.oldest))
         if self._next < log.oldest:

@@ -19,7 +19,7 @@ class TradeLog:
     def __init__(self, capacity: int) -> None:
         assert capacity.bit_count() == 1, f"capacity is {capacity}; a power of two is needed"
         self._rows = np.zeros((capacity, TRADE_COLUMNS), np.int64)
-        self._capacity = capacity
+        self.capacity = capacity
         self.oldest = 1
         """Number of the oldest trade that can be had; one above `newest`: there is none."""
         self.newest = 0
@@ -45,9 +45,9 @@ class TradeLog:
             fresh = fresh[holes[-1] + 1 :]
             self._begin(int(fresh[0, TRADE_NUMBER]))
         self.newest = int(fresh[-1, TRADE_NUMBER])
-        kept = fresh[-self._capacity :]
-        self._rows[kept[:, TRADE_NUMBER] & (self._capacity - 1)] = kept
-        self.oldest = max(self.oldest, self.newest - self._capacity + 1)
+        kept = fresh[-self.capacity :]
+        self._rows[kept[:, TRADE_NUMBER] & (self.capacity - 1)] = kept
+        self.oldest = max(self.oldest, self.newest - self.capacity + 1)
         return len(fresh)
 
     def begin_after(self, newest: int) -> None:
@@ -59,14 +59,14 @@ class TradeLog:
         """Return the newest trade's row, if there is one."""
         if self.oldest > self.newest:
             return None
-        row: Rows = self._rows[self.newest & (self._capacity - 1)].copy()
+        row: Rows = self._rows[self.newest & (self.capacity - 1)].copy()
         return row
 
     def since(self, number: int, limit: int) -> Rows:
         """Return at most `limit` trades from `number` on; it must be in the log or just after."""
         assert self.oldest <= number <= self.newest + 1, f"trade {number} is not in the log"
         end = min(self.newest, number + limit - 1)
-        rows: Rows = self._rows[np.arange(number, end + 1) & (self._capacity - 1)]
+        rows: Rows = self._rows[np.arange(number, end + 1) & (self.capacity - 1)]
         return rows
 
     def _begin(self, number: int) -> None:
