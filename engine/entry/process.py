@@ -22,6 +22,7 @@ from engine.batches import ACK_LAST_NUMBER, ACK_VERB
 from engine.entry.inbox import Inbox
 from engine.entry.order_index import OrderIndex, newest_index, write_snapshot
 from engine.entry.reports import report_of
+from engine.entry.warm_up import warm_up
 from engine.entry_config import EntryConfig
 from engine.execution_reader import ExecutionLogReader, LogMissing, confirm, consumers
 from engine.order_entry import EXECUTIONS_LIMIT, Command, disconnect_command
@@ -105,6 +106,7 @@ class EntryProcess:
 
     async def run(self, tell: Callable[[bool], Awaitable[None]]) -> None:
         """Connect, then follow until cancelled; `tell` hears whether commands are taken."""
+        warm_up()
         # Files appear without telling anybody.
         while not self._connect():  # noqa: ASYNC110
             await asyncio.sleep(TICK_S)
