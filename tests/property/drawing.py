@@ -14,6 +14,7 @@ SMALL = [name for name in sorted(UNIVERSES) if name != "wide"]
 
 def effort(examples: int) -> settings:
     """Return the settings for a test with so many examples; a longer profile multiplies them."""
+    assert settings.default is not None
     return settings(max_examples=examples * settings.default.max_examples // 100)
 
 

@@ -19,6 +19,7 @@ from tests.reference.accounts import MILLION, Account, fee, hold_per_lot
 from tests.reference.book import Book, Order, crosses, opposite
 from tests.reference.executions import Executions
 
+LARGEST = (1 << 63) - 1
 DAY_NS = 24 * 3600 * 1_000_000_000
 PREVENT_BOTH = (SelfTradePrevention.CANCEL_BOTH, SelfTradePrevention.DECREMENT)
 
@@ -268,8 +269,8 @@ class Market:
             self.day_lots = self.day_quote_units = 0
         self.day_high = max(self.day_high, price)
         self.day_low = min(self.day_low, price)
-        self.day_lots += lots
-        self.day_quote_units += notional
+        self.day_lots = min(self.day_lots + lots, LARGEST)
+        self.day_quote_units = min(self.day_quote_units + notional, LARGEST)
         self.last_price, self.last_lots, self.last_time_ns = price, lots, self.out.time_ns
         self.trade_count += 1
         self.traded = True
