@@ -50,7 +50,7 @@ class RunFolder:
 
 def segment_folder() -> str:
     """Return the folder of the shared memory segments; HOLDFAST_SEGMENTS overrides it."""
-    return os.environ.get("HOLDFAST_SEGMENTS", "/dev/shm")  # noqa: S108 - the system's own
+    return os.environ.get("HOLDFAST_SEGMENTS", "/dev/shm")
 
 
 def load_instrument(pair: str, path: Path | None = None) -> Instrument:
