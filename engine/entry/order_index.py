@@ -320,7 +320,7 @@ class OrderIndex:
         """Return the index that a snapshot holds; None if it is damaged or of something else."""
         index = cls(pair, order_capacity)
         try:
-            with np.load(path) as file:
+            with path.open("rb") as opened, np.load(opened) as file:
                 form, number, ended_count, rows = file["header"].tolist()
                 told, resting, ended = bytes(file["pair"]).decode(), file["resting"], file["ended"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
