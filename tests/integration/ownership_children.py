@@ -72,10 +72,19 @@ def is_torn(record: Any) -> bool:
 
 
 @kernel
-def publish_numbers(control: Any, touch: Any, copies: Any, record: Any, count: int) -> None:
-    """Write touch and newest copy, over and over, as fast as this core can."""
+def publish_numbers(
+    control: Any, touch: Any, copies: Any, record: Any, count: int, rest: int
+) -> None:
+    """Write touch and newest copy, over and over, as fast as this core can.
+
+    With `rest` it looks away for so many pauses after every eight writes, as an engine that
+    matches between two publications does: readers get in at all, right at the edge of a write.
+    """
     value = atomics.load_relaxed(control, COPY_HEAD)
-    for _ in range(count):
+    for number in range(count):
+        if number & 7 == 0:
+            for _ in range(rest):
+                atomics.pause()
         value += 1
         fill(record, value)
         write_begin(control, TOUCH_VERSION)
@@ -174,16 +183,16 @@ def claim_at_once(directory: str, name: str) -> None:
     claim(directory, name)
 
 
-def publish(directory: str, name: str, core: str = "") -> None:
+def publish(directory: str, name: str, rest: str = "0", core: str = "") -> None:
     """Own the publication and write it at full speed, on one core if told which, until killed."""
     if core:
         os.sched_setaffinity(0, {int(core)})
     owned = Owned.claim(name, PUBLICATION, directory=directory, prepare=repair)
     record = np.zeros(RECORD_WORDS, np.int64)
     arrays = (owned["control"], owned["touch"], owned["copies"], record)
-    publish_numbers(*arrays, WARM_UP)
+    publish_numbers(*arrays, WARM_UP, int(rest))
     say("running")
-    publish_numbers(*arrays, FOR_EVER)
+    publish_numbers(*arrays, FOR_EVER, int(rest))
 
 
 def stop_in_mid_write(directory: str, name: str) -> None:
@@ -191,7 +200,7 @@ def stop_in_mid_write(directory: str, name: str) -> None:
     owned = Owned.claim(name, PUBLICATION, directory=directory)
     control, copies = owned["control"], owned["copies"]
     record = np.zeros(RECORD_WORDS, np.int64)
-    publish_numbers(control, owned["touch"], copies, record, 100)
+    publish_numbers(control, owned["touch"], copies, record, 100, 0)
     control[TOUCH_VERSION] += 1
     owned["touch"][: RECORD_WORDS // 2] = -1
     row = copies[(int(control[COPY_HEAD]) + 1) % COPIES]
@@ -254,11 +263,14 @@ def fork_and_write(directory: str, name: str) -> None:
     _, status = os.waitpid(writer, 0)
     say("child ended by signal", os.WTERMSIG(status), "touch", int(view[0]))
     release, keep = os.pipe()
+    forked, report = os.pipe()
     sleeper = os.fork()
     if sleeper == 0:
         os.close(keep)
+        os.write(report, b"!")  # From here on the child is disowned.
         os.read(release, 1)
         os._exit(0)
+    os.read(forked, 1)
     say("forked")
     hear()
     os.kill(os.getpid(), signal.SIGKILL)
