@@ -209,10 +209,10 @@ class AsyncClient:
         request = market_data_pb2.ListInstrumentsRequest()
         return list((await self._call(self._market.ListInstruments, request)).instruments)
 
-    async def ticker(self) -> market_data_pb2.Ticker:
+    async def ticker(self, retry: Retry | None = None) -> market_data_pb2.Ticker:
         """Return best prices, last trade and figures of the day."""
         request = market_data_pb2.GetTickerRequest(pair=self.pair)
-        return (await self._call(self._market.GetTicker, request)).ticker
+        return (await self._call(self._market.GetTicker, request, retry)).ticker
 
     async def depth(self, level_count: int = 20) -> market_data_pb2.Depth:
         """Return the best levels of both sides."""

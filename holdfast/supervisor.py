@@ -300,7 +300,8 @@ def _lock_run_folder(run: Path) -> int:
 class Supervisor:
     """The processes of one pair, and whoever else is added. Use as an async context manager.
 
-    Entering checks, cleans and starts; raises SupervisorError with a sentence if it cannot be.
+    Entering locks the run folder, checks and cleans, and raises SupervisorError with a sentence if
+    the pair cannot be started; leaving stops whatever runs.
     """
 
     def __init__(self, plan: PairPlan) -> None:
@@ -316,8 +317,6 @@ class Supervisor:
             for port in (self.plan.orders_port, self.plan.market_data_port):
                 check_port_free(port)
             self._clean()
-            for name, arguments in self.plan.commands().items():
-                await self.add(name, arguments)
         except BaseException:
             await self.stop()
             raise
@@ -330,6 +329,11 @@ class Supervisor:
         trace: TracebackType | None,
     ) -> None:
         await self.stop()
+
+    async def start(self) -> None:
+        """Start all processes of the pair; whether they answer is for the caller to see."""
+        for name, arguments in self.plan.commands().items():
+            await self.add(name, arguments)
 
     def _clean(self) -> None:
         segments = Path(self.plan.segments)

@@ -1,0 +1,242 @@
+"""What a person sees of a running pair: book, trades, rates, latencies, state of the processes.
+
+`Screen` is pure: it is told facts and asked for a picture, either as a rich renderable for a
+terminal or as one plain line for a log. It asks nobody and starts nothing.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from rich.align import Align
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from exchange.enums import Side
+from exchange.v1 import enums_pb2, market_data_pb2, pair_admin_pb2
+from holdfast.book import Book, Level
+
+LEVELS_SHOWN: Final = 8
+TRADES_SHOWN: Final = 2 * LEVELS_SHOWN + 1
+RATE_WINDOW_NS: Final = 3_000_000_000
+_DAY_NS: Final = 86_400_000_000_000
+
+
+class Rate:
+    """How fast a counter grows, over the last few seconds."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[int, int]] = deque()
+
+    def see(self, now_ns: int, count: int) -> None:
+        """Take what the counter says now; a counter that falls starts anew."""
+        if self._seen and count < self._seen[-1][1]:
+            self._seen.clear()
+        self._seen.append((now_ns, count))
+        while len(self._seen) > 2 and now_ns - self._seen[0][0] > RATE_WINDOW_NS:
+            self._seen.popleft()
+
+    def per_second(self) -> int:
+        """Return the growth per second; 0 as long as it is not known."""
+        if len(self._seen) < 2:
+            return 0
+        (first_ns, first), (last_ns, last) = self._seen[0], self._seen[-1]
+        return (last - first) * 1_000_000_000 // max(1, last_ns - first_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessLine:
+    """What is shown of one process."""
+
+    name: str
+    pid: int
+    state: str
+    uptime_s: int
+    restart_count: int
+
+
+@dataclass
+class Screen:
+    """Everything that is shown, as far as it is known."""
+
+    pair: str
+    book: Book | None = None
+    ticker: market_data_pb2.Ticker | None = None
+    status: pair_admin_pb2.GetStatusResponse | None = None
+    flow: dict[str, Any] = field(default_factory=dict)
+    processes: list[ProcessLine] = field(default_factory=list)
+    trades: deque[market_data_pb2.Trade] = field(default_factory=lambda: deque(maxlen=TRADES_SHOWN))
+    commands: Rate = field(default_factory=Rate)
+    executions: Rate = field(default_factory=Rate)
+    traded: Rate = field(default_factory=Rate)
+    footer: str = ""
+
+    def see_status(self, now_ns: int, status: pair_admin_pb2.GetStatusResponse) -> None:
+        """Take what the engine says about itself."""
+        self.status = status
+        self.commands.see(now_ns, status.sequence)
+        self.executions.see(now_ns, status.committed_number)
+
+    def see_ticker(self, now_ns: int, ticker: market_data_pb2.Ticker) -> None:
+        """Take best prices and figures of the day."""
+        self.ticker = ticker
+        self.traded.see(now_ns, ticker.trade_count)
+
+    # As a line.
+
+    def line(self) -> str:
+        """Return the state as one plain line."""
+        parts = [self.pair, self._engine()]
+        best = self._best()
+        if best:
+            parts.append(f"bid {best[0]} ask {best[1]}")
+        if self.ticker is not None and self.ticker.HasField("last_trade"):
+            parts.append(f"last {self.ticker.last_trade.price}")
+        parts.append(
+            f"{self.commands.per_second():,} commands/s {self.traded.per_second():,} trades/s"
+        )
+        if self.flow.get("single_us"):
+            parts.append(f"order {_latency(self.flow['single_us'])}")
+        if self.flow.get("batch_us"):
+            parts.append(f"batch {_latency(self.flow['batch_us'])}")
+        parts.append(" ".join(_process(process) for process in self.processes))
+        return " | ".join(part for part in parts if part)
+
+    def _best(self) -> tuple[str, str] | None:
+        if self.book is None:
+            return None
+        bids, asks = self.book.bids(1), self.book.asks(1)
+        return bids[0].price if bids else "none", asks[0].price if asks else "none"
+
+    def _engine(self) -> str:
+        if self.status is None:
+            return "engine not reached"
+        name = enums_pb2.EngineState.Name(self.status.engine_state)
+        return (
+            f"{name.removeprefix('ENGINE_STATE_').lower()} epoch {self.status.engine_epoch}"
+            f" sequence {self.status.sequence:,}"
+        )
+
+    # As a picture.
+
+    def picture(self) -> RenderableType:
+        """Return the state for a terminal of 80 columns and 24 lines, or more."""
+        grid = Table.grid(expand=True, padding=(0, 1))
+        grid.add_column(ratio=11)
+        grid.add_column(ratio=9)
+        grid.add_row(self._book_panel(), self._trades_panel())
+        parts: list[RenderableType] = [self._headline(), grid, self._figures(), self._table()]
+        if self.footer:
+            parts.append(Text(self.footer, style="dim"))
+        return Group(*parts)
+
+    def _headline(self) -> RenderableType:
+        text = Text(f"{self.pair}  ", style="bold")
+        ready = enums_pb2.ENGINE_STATE_READY
+        good = self.status is not None and self.status.engine_state == ready
+        text.append(self._engine(), style="green" if good else "red")
+        if self.ticker is not None and self.ticker.HasField("last_trade"):
+            text.append(f"   last {self.ticker.last_trade.price}", style="bold")
+            text.append(f"   day {self.ticker.day_low} to {self.ticker.day_high}", style="dim")
+        return text
+
+    def _book_panel(self) -> RenderableType:
+        table = Table.grid(expand=True, padding=(0, 1))
+        for ratio in (3, 3, 2):
+            table.add_column(justify="right", ratio=ratio)
+        table.add_row("price", "quantity", "orders", style="dim")
+        asks = self.book.asks(LEVELS_SHOWN) if self.book else []
+        bids = self.book.bids(LEVELS_SHOWN) if self.book else []
+        for level in [None] * (LEVELS_SHOWN - len(asks)) + asks[::-1]:
+            table.add_row(*_level(level), style="red")
+        table.add_row(Text("·", style="dim"), Text(_spread(bids, asks), style="dim"), "")
+        for level in bids + [None] * (LEVELS_SHOWN - len(bids)):
+            table.add_row(*_level(level), style="green")
+        live = self.book is not None and self.book.live
+        return Panel(table, title="book" if live else "book (stands still)", padding=(0, 1))
+
+    def _trades_panel(self) -> RenderableType:
+        table = Table.grid(expand=True, padding=(0, 1))
+        for _ in range(3):
+            table.add_column(justify="right")
+        table.add_row("price", "quantity", "UTC", style="dim")
+        for trade in list(self.trades)[::-1]:
+            style = "green" if int(trade.taker_side) == Side.BUY else "red"
+            price = Text(trade.price, style=style)
+            table.add_row(price, trade.quantity, _clock(trade.time_ns))
+        for _ in range(TRADES_SHOWN - len(self.trades)):
+            table.add_row("", "", "")
+        return Panel(table, title="trades", padding=(0, 1))
+
+    def _figures(self) -> RenderableType:
+        text = Text()
+        text.append(f"{self.commands.per_second():,}", style="bold")
+        text.append(" commands/s  ")
+        text.append(f"{self.executions.per_second():,}", style="bold")
+        text.append(" executions/s  ")
+        text.append(f"{self.traded.per_second():,}", style="bold")
+        text.append(" trades/s\n")
+        text.append("round trip p50 / p99  order ")
+        text.append(_latency(self.flow.get("single_us")), style="bold")
+        text.append("  batch ")
+        text.append(_latency(self.flow.get("batch_us")), style="bold")
+        counts = [
+            f"{self.flow[name]:,} {name}"
+            for name in ("rejected", "replayed", "failed")
+            if self.flow.get(name)
+        ]
+        if counts:
+            text.append(f"  ({', '.join(counts)})", style="yellow")
+        return Panel(text, padding=(0, 1), title="flow")
+
+    def _table(self) -> RenderableType:
+        table = Table.grid(expand=True, padding=(0, 1))
+        for _ in range(3):
+            table.add_column(ratio=1)
+        cells = [_cell(process) for process in self.processes]
+        cells += [Text("")] * (-len(cells) % 3)
+        for start in range(0, len(cells), 3):
+            table.add_row(*cells[start : start + 3])
+        return Panel(Align.left(table), padding=(0, 1), title="processes")
+
+
+def _level(level: Level | None) -> tuple[str, str, str]:
+    if level is None:
+        return "", "", ""
+    return level.price, level.quantity, f"{level.order_count:,}"
+
+
+def _spread(bids: list[Level], asks: list[Level]) -> str:
+    if not bids or not asks:
+        return ""
+    return f"spread {asks[0].price_ticks - bids[0].price_ticks:,} ticks"
+
+
+def _latency(median_and_tail: list[int] | None) -> str:
+    if not median_and_tail:
+        return "–"
+    median, tail = median_and_tail
+    return f"{median / 1_000:.1f} / {tail / 1_000:.1f} ms"
+
+
+def _clock(time_ns: int) -> str:
+    second = time_ns % _DAY_NS // 1_000_000_000
+    return f"{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}"
+
+
+def _process(process: ProcessLine) -> str:
+    restarts = f" ({process.restart_count} restarts)" if process.restart_count else ""
+    return f"{process.name} {process.pid or process.state}{restarts}"
+
+
+def _cell(process: ProcessLine) -> Text:
+    running = process.state == "running"
+    text = Text(f"{process.name} ", style="bold")
+    text.append(str(process.pid or "–"), style="dim")
+    text.append(f" {process.uptime_s} s" if running else f" {process.state}")
+    if process.restart_count:
+        text.append(f" {process.restart_count}×", style="yellow")
+    text.stylize("" if running else "red")
+    return text
