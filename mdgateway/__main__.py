@@ -13,27 +13,28 @@ from pathlib import Path
 from exchange.config import load_instrument
 from exchange.instrument import InvalidInstrument
 from exchange.service import run
-from mdgateway.config import DEFAULT_TICK_MS, GatewayConfig, InvalidSetting, settings_from
+from mdgateway.config import DEFAULT_TICK_MS, GatewayConfig, InvalidSetting, surroundings
 from mdgateway.grpc_server import MarketDataServer, service_of
 from mdgateway.warm_up import warm_up
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    given = settings_from()
+    given = surroundings()
     parser = argparse.ArgumentParser(prog="python -m mdgateway", description=__doc__)
-    parser.add_argument("--pair", action="append", required=True, help="may be given several times")
+    parser.add_argument("--pair", action="append", help="may be given several times")
     parser.add_argument("--run", type=Path, help="the run folder; the port is written there")
-    parser.add_argument("--host", default=given["host"])
-    parser.add_argument("--port", type=int, default=int(given["port"]), help="0: any free one")
-    parser.add_argument("--segments", default=given["segments"], help="folder of the segments")
+    parser.add_argument("--host", default=given.host)
+    parser.add_argument("--port", type=int, default=given.port, help="0: any free one")
+    parser.add_argument("--segments", default=given.segments, help="folder of the segments")
     parser.add_argument("--instruments", type=Path, help="instrument file")
     parser.add_argument("--tick-ms", type=int, default=DEFAULT_TICK_MS)
+    parser.set_defaults(pair_default=given.pairs)
     return parser.parse_args(argv)
 
 
 def _config(arguments: argparse.Namespace) -> GatewayConfig:
     return GatewayConfig(
-        pairs=tuple(arguments.pair),
+        pairs=tuple(arguments.pair or arguments.pair_default),
         host=arguments.host,
         port=arguments.port,
         segments=arguments.segments,

@@ -61,14 +61,28 @@ class GatewayConfig:
         return self
 
 
-def settings_from(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the defaults that the environment gives: HOLDFAST_MARKETDATA_HOST and _PORT."""
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the environment says; the command line goes before it."""
+
+    pairs: tuple[str, ...]
+    host: str
+    port: int
+    segments: str
+
+
+def surroundings(environment: Mapping[str, str] | None = None) -> Surroundings:
+    """Read HOLDFAST_PAIR (several: separated by commas), HOLDFAST_MARKET_DATA_ADDRESS (host:port).
+
+    Raises InvalidSetting for an address that is none.
+    """
     source = os.environ if environment is None else environment
-    return {
-        "host": source.get("HOLDFAST_MARKETDATA_HOST", "127.0.0.1"),
-        "port": source.get("HOLDFAST_MARKETDATA_PORT", str(DEFAULT_PORT)),
-        "segments": segment_folder(),
-    }
+    pairs = tuple(pair for pair in source.get("HOLDFAST_PAIR", "").split(",") if pair)
+    address = source.get("HOLDFAST_MARKET_DATA_ADDRESS", f"127.0.0.1:{DEFAULT_PORT}")
+    host, _, port = address.rpartition(":")
+    fits = bool(host) and port.isascii() and port.isdigit()
+    _demand(fits, "HOLDFAST_MARKET_DATA_ADDRESS", address, "host:port")
+    return Surroundings(pairs, host, int(port), segment_folder())
 
 
 def _demand(condition: bool, field: str, value: object, limit: str) -> None:

@@ -118,20 +118,10 @@ class MarketDataServer:
         publisher = self._ready(request.pair)
         return market_data_pb2.GetTickerResponse(ticker=publisher.ticker(time.time_ns()))
 
-    async def get_depth(
-        self, request: market_data_pb2.GetDepthRequest, context: Context
-    ) -> market_data_pb2.GetDepthResponse:
-        """Return the best levels."""
+    async def get_depth(self, request: market_data_pb2.GetDepthRequest, context: Context) -> bytes:
+        """Return the best levels; encoded once for all who ask between two changes."""
         level_count = self._level_count(request.level_count)
-        publisher = self._ready(request.pair)
-        assert publisher.book is not None
-        depth = publisher.encoder.depth(
-            publisher.epoch,
-            publisher.sequence,
-            publisher.time_ns,
-            *publisher.book.top(level_count),
-        )
-        return market_data_pb2.GetDepthResponse(depth=depth)
+        return self._ready(request.pair).encoded_depth(level_count)
 
     def stream_depth(self, content: bytes, context: Context) -> Answers:
         """Stream a snapshot, then updates."""
@@ -279,7 +269,7 @@ def handlers(server: MarketDataServer) -> grpc.GenericRpcHandler:
             return await behaviour(_parsed(request, content), context)
 
         return grpc.unary_unary_rpc_method_handler(
-            call, response_serializer=response.SerializeToString
+            call, response_serializer=response and response.SerializeToString
         )
 
     of = market_data_pb2
@@ -290,7 +280,7 @@ def handlers(server: MarketDataServer) -> grpc.GenericRpcHandler:
                 server.list_instruments, of.ListInstrumentsRequest, of.ListInstrumentsResponse
             ),
             "GetTicker": unary(server.get_ticker, of.GetTickerRequest, of.GetTickerResponse),
-            "GetDepth": unary(server.get_depth, of.GetDepthRequest, of.GetDepthResponse),
+            "GetDepth": unary(server.get_depth, of.GetDepthRequest, None),
             "StreamDepth": grpc.unary_stream_rpc_method_handler(server.stream_depth),
             "StreamTrades": grpc.unary_stream_rpc_method_handler(server.stream_trades),
             "StreamTicker": grpc.unary_stream_rpc_method_handler(server.stream_ticker),

@@ -33,6 +33,8 @@ Rows = npt.NDArray[np.int64]
 
 NOTICE_CAPACITY: Final = 64
 """Notices kept for subscribers; one that misses so many is told the newest."""
+ENCODED_DEPTHS: Final = 16
+"""Answers to GetDepth that are kept until the book changes: one for each depth asked for."""
 DRAINS_PER_STEP: Final = 64
 """A whole ring of 2**18 events is drained in half as many."""
 UNKNOWN_STATE: Final = 0
@@ -94,6 +96,7 @@ class Publisher:
         self.encoded_trades: dict[tuple[int, int, int], bytes] = {}
         """Trade messages of this revision, by epoch, first and last number."""
         self._encoded_ticker = (-1, b"")
+        self._encoded_depths: dict[int, bytes] = {}
         self._channels: dict[int, Channel] = {}
         self._spare = DepthBook(config.level_capacity)
         self._cursor = 0
@@ -165,6 +168,19 @@ class Publisher:
             message = content.SerializeToString()
             self._encoded_ticker = (self.revision, message)
         return message
+
+    def encoded_depth(self, level_count: int) -> bytes:
+        """Return the best levels as the answer to GetDepth; there must be a book."""
+        assert self.book is not None
+        answer = self._encoded_depths.get(level_count)
+        if answer is None:
+            if len(self._encoded_depths) >= ENCODED_DEPTHS:
+                self._encoded_depths.clear()
+            place = self.epoch, self.sequence, self.time_ns
+            depth = self.encoder.depth(*place, *self.book.top(level_count))
+            answer = market_data_pb2.GetDepthResponse(depth=depth).SerializeToString()
+            self._encoded_depths[level_count] = answer
+        return answer
 
     # What moves.
 
@@ -369,6 +385,7 @@ class Publisher:
             for channel in self._channels.values():
                 channel.view.advance(self.book, self.sequence)
                 channel.encoded.clear()
+            self._encoded_depths.clear()
             self.revision += 1
         return 0
 

@@ -169,10 +169,10 @@ class BookReader:
 
     def _judge(self, now_ns: int, status: Status | None = None) -> FeedState:
         assert self._borrowed is not None
-        state = _STATES.get(status or self._borrowed.status(now_ns), FeedState.STARTING)
-        if state is FeedState.LIVE and self.engine_state() == layout.STATE_STARTING:
+        # An engine that recovers does not beat, and what it has written so far is no book yet.
+        if self.engine_state() == layout.STATE_STARTING:
             return FeedState.STARTING
-        return state
+        return _STATES.get(status or self._borrowed.status(now_ns), FeedState.STARTING)
 
     def engine_state(self) -> int:
         """Return the engine's STATE_ of ``exchange.book_layout``."""

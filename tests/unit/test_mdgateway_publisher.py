@@ -1,7 +1,7 @@
-"""One pair's publisher and its subscribers, driven by hand over a segment that a test writes."""
+"""One pair's publisher and its depth subscribers, over a segment that a test writes."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,16 +11,11 @@ from hypothesis import strategies as st
 from exchange import book_layout as layout
 from exchange.book_layout import EVENT_LEVEL
 from exchange.v1 import market_data_pb2
-from mdgateway.config import GatewayConfig, InvalidSetting
+from mdgateway.config import GatewayConfig, InvalidSetting, surroundings
 from mdgateway.publisher import Publisher
 from mdgateway.reader import FeedState
-from mdgateway.subscriptions import (
-    DepthSubscription,
-    Lagging,
-    Subscription,
-    TickerSubscription,
-    TradeSubscription,
-)
+from mdgateway.subscriptions import DepthSubscription, TradeSubscription
+from tests.unit.market_data_desk import Client, Desk
 from tests.unit.market_data_writer import INSTRUMENT, Writer
 
 SECOND = 1_000_000_000
@@ -28,93 +23,6 @@ DOWN = market_data_pb2.NOTICE_KIND_ENGINE_DOWN
 RESTARTED = market_data_pb2.NOTICE_KIND_ENGINE_RESTARTED
 STATUS = market_data_pb2.NOTICE_KIND_PAIR_STATUS
 MISSED = market_data_pb2.NOTICE_KIND_MISSED
-
-
-class Client:
-    """A depth subscriber that believes nothing: it checks the chain of every message."""
-
-    def __init__(self, subscription: Subscription) -> None:
-        self.subscription = subscription
-        self.levels: dict[tuple[int, int], tuple[int, int]] = {}
-        self.epoch = self.sequence = 0
-        self.snapshots = self.updates = self.heartbeats = 0
-        self.notices: list[market_data_pb2.Notice] = []
-
-    def read(self, desk: "Desk") -> None:
-        while (message := self.subscription.take(desk.now_ns, desk.time_ns)) is not None:
-            self.take(market_data_pb2.StreamDepthResponse.FromString(message))
-
-    def take(self, message: market_data_pb2.StreamDepthResponse) -> None:
-        match message.WhichOneof("event"):
-            case "snapshot":
-                self.snapshots += 1
-                self.levels.clear()
-                self._put(message.snapshot.bids, message.snapshot.asks)
-                self.epoch, self.sequence = message.snapshot.epoch, message.snapshot.sequence
-            case "update":
-                self.updates += 1
-                assert message.update.epoch == self.epoch
-                assert message.update.previous_sequence == self.sequence
-                assert message.update.sequence >= self.sequence
-                self._put(message.update.bids, message.update.asks)
-                self.sequence = message.update.sequence
-            case "notice":
-                self.notices.append(message.notice)
-            case "heartbeat":
-                self.heartbeats += 1
-
-    def _put(self, *sides: Iterable[market_data_pb2.Level]) -> None:
-        for side, levels in enumerate(sides, start=1):
-            for level in levels:
-                if level.quantity_lots:
-                    key = (side, level.price_ticks)
-                    self.levels[key] = (level.quantity_lots, level.order_count)
-                else:
-                    # It may have come and gone between two looks of a slow client.
-                    self.levels.pop((side, level.price_ticks), None)
-
-
-class Desk:
-    """A writer, a publisher and a clock that moves by hand."""
-
-    def __init__(self, directory: Path, trade_capacity: int = 1 << 10) -> None:
-        self.writer = Writer(directory)
-        self.config = GatewayConfig(
-            pairs=(INSTRUMENT.pair,),
-            segments=str(directory),
-            level_capacity=2_000,
-            trade_capacity=trade_capacity,
-            depth_limit=1_000,
-        ).validate()
-        self.publisher = Publisher(INSTRUMENT, self.config)
-        self.now_ns = int(self.writer.owned.header[16])
-        self.time_ns = self.writer.time_ns
-        self.truth: dict[tuple[int, int], tuple[int, int]] = {}
-
-    def step(self, milliseconds: int = 10, *, alive: bool = True) -> int:
-        self.now_ns += milliseconds * 1_000_000
-        self.time_ns += milliseconds * 1_000_000
-        self.writer.time_ns = self.time_ns
-        if alive:
-            self.writer.heartbeat(self.now_ns)
-        return self.publisher.step(self.now_ns, self.time_ns)
-
-    def level(self, side: int, price: int, lots: int, orders: int = 1) -> None:
-        self.writer.level(side, price, lots, orders)
-        self.truth.pop((side, price), None)
-        if lots:
-            self.truth[side, price] = (lots, orders)
-
-    def best(self, count: int) -> dict[tuple[int, int], tuple[int, int]]:
-        prices = [
-            sorted((price for of, price in self.truth if of == side), reverse=side == 1)
-            for side in (1, 2)
-        ]
-        return {
-            (side, price): self.truth[side, price]
-            for side in (1, 2)
-            for price in prices[side - 1][:count]
-        }
 
 
 @pytest.fixture
@@ -358,97 +266,6 @@ def test_a_replaced_segment_starts_another_history(desk: Desk) -> None:
     assert desk.publisher.trade_log.newest == 1
 
 
-def trades_in(subscription: Subscription, desk: Desk) -> tuple[list[int], list[int]]:
-    """Return the numbers of the trades a subscription gives now, and its notices' counts."""
-    numbers: list[int] = []
-    missed: list[int] = []
-    while (message := subscription.take(desk.now_ns, desk.time_ns)) is not None:
-        answer = market_data_pb2.StreamTradesResponse.FromString(message)
-        numbers += [trade.trade_number for trade in answer.trades.trades]
-        if answer.HasField("notice") and answer.notice.kind == MISSED:
-            missed.append(answer.notice.missed_count)
-    return numbers, missed
-
-
-def test_every_trade_comes_once_in_order(desk: Desk) -> None:
-    desk.step()
-    subscription = TradeSubscription(desk.publisher, 0)
-    seen: list[int] = []
-    for number in range(50):
-        for _ in range(number % 4):
-            desk.writer.trade(1 + number % 2, 100 + number, 1 + number)
-        desk.step()
-        if number % 5 == 4:
-            numbers, missed = trades_in(subscription, desk)
-            seen += numbers
-            assert not missed
-    numbers, _ = trades_in(subscription, desk)
-    assert seen + numbers == list(range(1, desk.writer.trade_count + 1))
-
-
-def test_trades_resume_from_a_number(desk: Desk) -> None:
-    for _ in range(10):
-        desk.writer.trade(1, 100, 1)
-    desk.step()
-    assert trades_in(TradeSubscription(desk.publisher, 4), desk) == ([4, 5, 6, 7, 8, 9, 10], [])
-    ahead = TradeSubscription(desk.publisher, 13)
-    assert trades_in(ahead, desk) == ([], [])
-    for _ in range(4):
-        desk.writer.trade(1, 100, 1)
-    desk.step()
-    assert trades_in(ahead, desk) == ([13, 14], [])
-    with pytest.raises(Lagging):
-        trades_in(TradeSubscription(desk.publisher, 1_000_000), desk)
-
-
-def test_a_trade_has_what_the_event_had(desk: Desk) -> None:
-    desk.step()
-    subscription = TradeSubscription(desk.publisher, 0)
-    trades_in(subscription, desk)
-    desk.writer.trade(2, 6_400_010 % (1 << 16), 12_345)
-    desk.step()
-    message = subscription.take(desk.now_ns, desk.time_ns)
-    assert message is not None
-    trade = market_data_pb2.StreamTradesResponse.FromString(message).trades.trades[0]
-    assert trade.price_ticks == 6_400_010 % (1 << 16)
-    assert trade.price == f"{trade.price_ticks // 100}.{trade.price_ticks % 100:02d}"
-    assert (trade.quantity_lots, trade.quantity) == (12_345, "0.12345")
-    assert (trade.taker_side, trade.sequence) == (2, desk.writer.sequence)
-
-
-def test_a_subscriber_behind_the_log_is_told_where_to_resume(tmp_path: Path) -> None:
-    desk = Desk(tmp_path, trade_capacity=64)
-    try:
-        desk.step()
-        subscription = TradeSubscription(desk.publisher, 0)
-        trades_in(subscription, desk)
-        for _ in range(200):
-            desk.writer.trade(1, 100, 1)
-        desk.step()
-        with pytest.raises(Lagging) as caught:
-            trades_in(subscription, desk)
-        assert (caught.value.resume_from, caught.value.oldest) == (1, 137)
-        numbers, missed = trades_in(TradeSubscription(desk.publisher, 1), desk)
-        assert (numbers, missed) == (list(range(137, 201)), [136])
-    finally:
-        desk.writer.close()
-
-
-def test_trades_lost_by_the_server_are_counted(desk: Desk) -> None:
-    desk.writer.trade(1, 100, 1)
-    desk.step()
-    subscription = TradeSubscription(desk.publisher, 1)
-    assert trades_in(subscription, desk) == ([1], [])
-    for _ in range(2 * INSTRUMENT.event_capacity):
-        desk.writer.trade(1, 100, 1)
-    desk.step()
-    numbers, missed = trades_in(subscription, desk)
-    # The server's own notice counts events, the stream's counts its trades.
-    assert numbers[-1] == desk.writer.trade_count
-    assert missed[-1] + len(numbers) == desk.writer.trade_count - 1
-    assert numbers == list(range(numbers[0], numbers[-1] + 1))
-
-
 def test_a_change_of_status_is_told_once(desk: Desk) -> None:
     desk.step()
     client = Client(DepthSubscription(desk.publisher, 5))
@@ -470,27 +287,6 @@ def test_a_flood_of_notices_is_bounded(desk: Desk) -> None:
     assert client.notices[-1].status == 1 + 499 % 3
 
 
-def test_the_ticker_is_the_newest_only(desk: Desk) -> None:
-    desk.level(1, 100, 5)
-    desk.level(2, 110, 6)
-    desk.step()
-    subscription = TickerSubscription(desk.publisher, 0)
-    for lots in range(1, 4):
-        desk.writer.trade(1, 110, lots)
-        desk.step()
-    message = subscription.take(desk.now_ns, desk.time_ns)
-    assert message is not None
-    ticker = market_data_pb2.StreamTickerResponse.FromString(message).ticker
-    assert (ticker.best_bid.price, ticker.best_ask.price) == ("1.00", "1.10")
-    assert (ticker.best_bid.quantity_lots, ticker.best_ask.quantity_lots) == (5, 6)
-    assert (ticker.last_trade.trade_number, ticker.last_trade.quantity_lots) == (3, 3)
-    assert (ticker.volume_24h_lots, ticker.volume_24h) == (6, "0.00006")
-    assert ticker.turnover_24h == "0.00006600"
-    assert ticker.trade_count == 3
-    assert ticker.engine_state == layout.STATE_READY + 1
-    assert subscription.take(desk.now_ns, desk.time_ns) is None
-
-
 def test_a_step_without_news_does_nothing(desk: Desk) -> None:
     desk.level(1, 100, 5)
     assert desk.step() > 0
@@ -507,6 +303,16 @@ def test_a_step_without_news_does_nothing(desk: Desk) -> None:
 def test_a_setting_that_cannot_work_is_refused(setting: str, value: int) -> None:
     with pytest.raises(InvalidSetting, match=rf"{setting} is {value}"):
         GatewayConfig(pairs=("A",), **{setting: value}).validate()  # type: ignore[arg-type]
+
+
+def test_the_environment_gives_what_the_command_line_does_not() -> None:
+    given = surroundings(
+        {"HOLDFAST_PAIR": "A-B,C-D", "HOLDFAST_MARKET_DATA_ADDRESS": "0.0.0.0:7102"}
+    )
+    assert (given.pairs, given.host, given.port) == (("A-B", "C-D"), "0.0.0.0", 7102)
+    assert surroundings({}).host == "127.0.0.1"
+    with pytest.raises(InvalidSetting, match="host:port"):
+        surroundings({"HOLDFAST_MARKET_DATA_ADDRESS": "7102"})
 
 
 @given(st.lists(st.tuples(st.integers(1, 2), st.integers(1, 30), st.integers(0, 3)), max_size=40))

@@ -1,0 +1,97 @@
+"""A writer, a publisher and subscribers on one desk, with a clock that moves by hand."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from exchange.v1 import market_data_pb2
+from mdgateway.config import GatewayConfig
+from mdgateway.publisher import Publisher
+from mdgateway.subscriptions import Subscription
+from tests.unit.market_data_writer import INSTRUMENT, Writer
+
+
+class Client:
+    """A depth subscriber that believes nothing: it checks the chain of every message."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.subscription = subscription
+        self.levels: dict[tuple[int, int], tuple[int, int]] = {}
+        self.epoch = self.sequence = 0
+        self.snapshots = self.updates = self.heartbeats = 0
+        self.notices: list[market_data_pb2.Notice] = []
+
+    def read(self, desk: "Desk") -> None:
+        while (message := self.subscription.take(desk.now_ns, desk.time_ns)) is not None:
+            self.take(market_data_pb2.StreamDepthResponse.FromString(message))
+
+    def take(self, message: market_data_pb2.StreamDepthResponse) -> None:
+        match message.WhichOneof("event"):
+            case "snapshot":
+                self.snapshots += 1
+                self.levels.clear()
+                self._put(message.snapshot.bids, message.snapshot.asks)
+                self.epoch, self.sequence = message.snapshot.epoch, message.snapshot.sequence
+            case "update":
+                self.updates += 1
+                assert message.update.epoch == self.epoch
+                assert message.update.previous_sequence == self.sequence
+                assert message.update.sequence >= self.sequence
+                self._put(message.update.bids, message.update.asks)
+                self.sequence = message.update.sequence
+            case "notice":
+                self.notices.append(message.notice)
+            case "heartbeat":
+                self.heartbeats += 1
+
+    def _put(self, *sides: Iterable[market_data_pb2.Level]) -> None:
+        for side, levels in enumerate(sides, start=1):
+            for level in levels:
+                if level.quantity_lots:
+                    key = (side, level.price_ticks)
+                    self.levels[key] = (level.quantity_lots, level.order_count)
+                else:
+                    # It may have come and gone between two looks of a slow client.
+                    self.levels.pop((side, level.price_ticks), None)
+
+
+class Desk:
+    """A writer, a publisher and a clock that moves by hand."""
+
+    def __init__(self, directory: Path, trade_capacity: int = 1 << 10) -> None:
+        self.writer = Writer(directory)
+        self.config = GatewayConfig(
+            pairs=(INSTRUMENT.pair,),
+            segments=str(directory),
+            level_capacity=2_000,
+            trade_capacity=trade_capacity,
+            depth_limit=1_000,
+        ).validate()
+        self.publisher = Publisher(INSTRUMENT, self.config)
+        self.now_ns = int(self.writer.owned.header[16])
+        self.time_ns = self.writer.time_ns
+        self.truth: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def step(self, milliseconds: int = 10, *, alive: bool = True) -> int:
+        self.now_ns += milliseconds * 1_000_000
+        self.time_ns += milliseconds * 1_000_000
+        self.writer.time_ns = self.time_ns
+        if alive:
+            self.writer.heartbeat(self.now_ns)
+        return self.publisher.step(self.now_ns, self.time_ns)
+
+    def level(self, side: int, price: int, lots: int, orders: int = 1) -> None:
+        self.writer.level(side, price, lots, orders)
+        self.truth.pop((side, price), None)
+        if lots:
+            self.truth[side, price] = (lots, orders)
+
+    def best(self, count: int) -> dict[tuple[int, int], tuple[int, int]]:
+        prices = [
+            sorted((price for of, price in self.truth if of == side), reverse=side == 1)
+            for side in (1, 2)
+        ]
+        return {
+            (side, price): self.truth[side, price]
+            for side in (1, 2)
+            for price in prices[side - 1][:count]
+        }
