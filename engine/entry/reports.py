@@ -7,7 +7,6 @@ own side with its own ids, what it has left and its own fee, and nothing of the 
 from typing import Any, Final
 
 import numpy as np
-from exchange.units import lots_to_quantity, ticks_to_price, units_to_amount
 
 from engine.batches import (
     ACK_CLIENT_ORDER_ID,
@@ -43,6 +42,7 @@ from exchange.records import (
     E_VERB,
     Rows,
 )
+from exchange.units import lots_to_quantity, ticks_to_price, units_to_amount
 from exchange.v1 import execution_pb2, order_entry_pb2
 
 _TWO_SIDED: Final = (int(ExecutionKind.TRADE), int(ExecutionKind.PREVENTED))

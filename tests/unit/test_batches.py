@@ -1,5 +1,8 @@
 """The packed doors: the same rows as the readable door, every record its answer, nothing else."""
 
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -61,7 +64,8 @@ def rows_of(batch: np.ndarray, position: int = 5) -> Rows:
     assert not isinstance(packed, Refusal)
     expand_records(packed, ACCOUNT, RING << words.SOURCE_SHIFT, position, ring)
     index = (position + np.arange(len(batch))) & (CAPACITY - 1)
-    return ring[index]
+    rows: Rows = ring[index]
+    return rows
 
 
 def same(batch: np.ndarray, command: Command | Refusal) -> None:
@@ -136,7 +140,7 @@ def test_market_orders_have_the_same_row_through_both_doors(
 def test_changes_and_cancels_have_the_same_row_through_both_doors(
     order_id: int, client_order_id: int, quantity: int, price: int
 ) -> None:
-    named = {"order_id": order_id, "client_order_id": client_order_id}
+    named: dict[str, Any] = {"order_id": order_id, "client_order_id": client_order_id}
     noise = {"order_type_time_in_force": 0x21, "prevention": 3, "price_ticks": price}
     cancel = order_entry_pb2.CancelOrderRequest(**named)
     same(
@@ -206,7 +210,7 @@ def test_the_longest_batch_is_taken() -> None:
 
 
 def columns(**fields: list[int]) -> order_entry_pb2.CommandColumns:
-    return order_entry_pb2.CommandColumns(**fields)  # type: ignore[arg-type]
+    return order_entry_pb2.CommandColumns(**fields)
 
 
 @given(st.binary(min_size=RECORD_BYTES * 4, max_size=RECORD_BYTES * 4))
@@ -278,39 +282,25 @@ def fold(rows: list[list[int]], cuts: list[int], acked: int = 0) -> tuple[np.nda
     array = np.array(rows, np.int64).reshape(-1, EXECUTION_WORDS)
     edges = [0, *sorted(cuts), len(rows)]
     reached = acked
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         reached = fold_acks(array[start:end], 100 + start, RING, state, acks)
     out = np.zeros((reached - acked, ACK_WORDS), np.int64)
     copy_acks(acks, acked, out)
     return out.view(ACK_DTYPE).ravel(), reached
 
 
+KINDS = ExecutionKind
 STORY = [
-    execution(
-        *(0, ExecutionKind.ACCEPTED, False),
-        **{"order_id": 9, "client_order_id": 1, "quantity": 10, "leaves": 10},
-    ),
-    execution(
-        *(0, ExecutionKind.TRADE, False),
-        **{"order_id": 9, "client_order_id": 1, "leaves": 6, "filled": 4},
-    ),
-    execution(
-        *(0, ExecutionKind.EXPIRED, False),
-        **{"order_id": 5, "reason": Reason.SELF_TRADE_PREVENTED, "filled": 99},
-    ),
-    execution(
-        *(0, ExecutionKind.EXPIRED, True),
-        **{"order_id": 9, "reason": Reason.IMMEDIATE_REMAINDER, "filled": 4},
-    ),
-    execution(*(7, ExecutionKind.ACCEPTED, True), ring=4, order_id=1, client_order_id=1),
-    execution(
-        *(1, ExecutionKind.REJECTED, True),
-        **{"reason": Reason.INSUFFICIENT_FUNDS, "client_order_id": 2},
-    ),
-    execution(2, ExecutionKind.CANCELLED, False, reason=39, order_id=7, client_order_id=70),
-    execution(2, ExecutionKind.CANCELLED, False, reason=39, order_id=8, client_order_id=80),
-    execution(2, ExecutionKind.ALL_CANCELLED, True, quantity=2),
-    execution(3, ExecutionKind.REPLAYED, True, order_id=9, client_order_id=1, filled=4, leaves=6),
+    execution(0, KINDS.ACCEPTED, False, order_id=9, client_order_id=1, quantity=10, leaves=10),
+    execution(0, KINDS.TRADE, False, order_id=9, client_order_id=1, leaves=6, filled=4),
+    execution(0, KINDS.EXPIRED, False, order_id=5, reason=Reason.SELF_TRADE_PREVENTED, filled=99),
+    execution(0, KINDS.EXPIRED, True, order_id=9, reason=Reason.IMMEDIATE_REMAINDER, filled=4),
+    execution(7, KINDS.ACCEPTED, True, ring=4, order_id=1, client_order_id=1),
+    execution(1, KINDS.REJECTED, True, reason=Reason.INSUFFICIENT_FUNDS, client_order_id=2),
+    execution(2, KINDS.CANCELLED, False, reason=39, order_id=7, client_order_id=70),
+    execution(2, KINDS.CANCELLED, False, reason=39, order_id=8, client_order_id=80),
+    execution(2, KINDS.ALL_CANCELLED, True, quantity=2),
+    execution(3, KINDS.REPLAYED, True, order_id=9, client_order_id=1, filled=4, leaves=6),
 ]
 
 
@@ -318,7 +308,7 @@ STORY = [
 def test_executions_fold_into_one_answer_each_however_they_are_cut(cuts: list[int]) -> None:
     acks, reached = fold(STORY, cuts)
     assert reached == 4
-    kinds = [ExecutionKind.ACCEPTED, ExecutionKind.REJECTED, 13, ExecutionKind.REPLAYED]
+    kinds = [KINDS.ACCEPTED, KINDS.REJECTED, KINDS.ALL_CANCELLED, KINDS.REPLAYED]
     assert acks["kind"].tolist() == kinds
     assert acks["client_order_id"].tolist() == [1, 2, 0, 1]
     assert acks["order_id"].tolist() == [9, 0, 0, 9]
