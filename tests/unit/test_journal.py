@@ -26,7 +26,7 @@ SEGMENT_BYTES = 4096
 FRAME_OF_20_BYTES = 64 + 20 * 64
 # Children fork from a process that has imported what they need, so that they start at once.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["engine.execution_log", "engine.journal"])
+PROCESSES.set_forkserver_preload(["engine.execution_log", "hypothesis", "pytest"])
 
 
 def rows_of(first_sequence: int, count: int) -> np.ndarray:
