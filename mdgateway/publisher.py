@@ -75,7 +75,7 @@ class Publisher:
             stale_after_ns=config.stale_after_ms * 1_000_000,
         )
         self.book: DepthBook | None = None
-        """The book as of `sequence`; None until a copy of it could be had."""
+        """The book as of `sequence`; None until a first copy of it could be had."""
         self.state = FeedState.WAITING
         self.epoch = 0
         """Epoch of the engine whose book is told."""
@@ -99,6 +99,10 @@ class Publisher:
         self._encoded_depths: dict[int, bytes] = {}
         self._channels: dict[int, Channel] = {}
         self._spare = DepthBook(config.level_capacity)
+        self._following = False
+        """Whether events apply to `book`; if not it stands still until a copy replaces it."""
+        self._touched = False
+        """Whether `touch` is of the present owner."""
         self._cursor = 0
         self._through = 0
         self._reload_reason = ""
@@ -202,7 +206,7 @@ class Publisher:
             self._enter(state, fresh)
             return done + drained + 1
         done += drained
-        if self.touch is not None and not self._book_suffices():
+        if self._touched and not self._book_suffices():
             done += self._load()
         return done + self._tell(time_ns, changed=bool(done))
 
@@ -218,8 +222,7 @@ class Publisher:
     def _enter(self, state: FeedState, fresh: bool) -> int:
         """Take note of a changed state; tell of it where it is news."""
         if fresh:
-            self.book = None
-            self.touch = None
+            self._following = self._touched = False
             self._through = 0
             self._reload_reason = "restart" if self.epoch else "start"
             # What was seen before is known by trade number and sequence, not by position: a new
@@ -230,7 +233,7 @@ class Publisher:
         was_live, self.state = self.state is FeedState.LIVE, state
         if was_live:
             self._announce(market_data_pb2.NOTICE_KIND_ENGINE_DOWN, _DOWN[state])
-        elif state is FeedState.LIVE and not fresh and self.book is not None:
+        elif state is FeedState.LIVE and not fresh and self._following:
             # The same engine beats again: nothing was missed, but silence may have been.
             self._announce(
                 market_data_pb2.NOTICE_KIND_ENGINE_RESTARTED, "the engine is back; nothing is lost"
@@ -242,10 +245,10 @@ class Publisher:
     def _drain(self) -> int:
         """Take in all events of whole commands; return how many."""
         touch = self.reader.touch()
-        if touch is None and self.touch is None:
-            return 0
         if touch is not None:
-            self.touch, self._through = touch, touch.sequence
+            self.touch, self._through, self._touched = touch, touch.sequence, True
+        if not self._touched:
+            return 0
         done = 0
         for _ in range(DRAINS_PER_STEP):
             run = self.reader.events(self._cursor, self._through)
@@ -254,7 +257,7 @@ class Publisher:
             if run.lost:
                 self._lost += run.lost
                 self._reload_reason = self._reload_reason or "missed"
-                self.book = None
+                self._following = False
             if len(run.rows):
                 self._take(run)
             if run.caught_up:
@@ -262,13 +265,13 @@ class Publisher:
         else:
             # The engine outruns this process: a copy of the book is the shorter way.
             self._reload_reason = self._reload_reason or "missed"
-            self.book = None
+            self._following = False
         return done
 
     def _take(self, run: EventRun) -> None:
         rows = run.rows
         kinds = rows[:, layout.EVENT_VERB] & 0xFF
-        if self.book is not None:
+        if self._following and self.book is not None:
             self.book.apply(rows, run.position)
         trades = rows[kinds == layout.EVENT_TRADE]
         if len(trades):
@@ -302,17 +305,17 @@ class Publisher:
     def _book_suffices(self) -> bool:
         """Whether the book knows as many levels as the deepest view shows."""
         deepest = max(self._channels, default=1)
-        return self.book is not None and self.book.knows(deepest)
+        return self._following and self.book is not None and self.book.knows(deepest)
 
     def _load(self) -> int:
         """Copy the book and bring it to `_through`; return 1 if that worked."""
         snapshot = self.reader.book_copy()
-        if snapshot is None and self.book is None:
+        if snapshot is None and not self._following:
             snapshot = self.reader.depth_copy()
         if snapshot is None or not self._replay(snapshot):
             return 0
         before = self.book
-        self.book = self._spare
+        self.book, self._following = self._spare, True
         self._spare = DepthBook(self.config.level_capacity) if before is None else before
         self._through = max(self._through, snapshot.sequence)
         if self._reload_reason:
@@ -368,7 +371,7 @@ class Publisher:
             channel.encoded.clear()
 
     def _tell(self, time_ns: int, changed: bool) -> int:
-        if self.book is None or self.touch is None:
+        if self.book is None or self.touch is None or not self._following:
             return 0
         if self._through != self.sequence or changed:
             self.sequence = self._through

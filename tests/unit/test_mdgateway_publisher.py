@@ -236,6 +236,10 @@ def test_nothing_of_a_starting_engine_is_told(desk: Desk) -> None:
     client.read(desk)
     assert [notice.kind for notice in client.notices] == [DOWN]
     assert client.levels == {(1, 100): (5, 1)}
+    late = Client(DepthSubscription(desk.publisher, 5))
+    late.read(desk)
+    assert late.levels == client.levels, "what is known stays served while an engine recovers"
+    assert late.epoch == client.epoch
     desk.level(1, 100, 5)
     scalars[layout.ENGINE_STATE] = layout.STATE_READY
     desk.step()
