@@ -244,7 +244,13 @@ class GrpcService:
         reflection.enable_server_reflection(listed, self.server)
 
     async def start(self) -> int:
-        """Listen and say "alive"; return the port. Raises RuntimeError if the port is taken."""
+        """Listen and say "alive"; return the port. Raises RuntimeError if the port is taken.
+
+        From here on SIGTERM and SIGINT ask for the drain.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.request_stop)
         for name in self._health_names:
             await self._set(name, serving=False)
         port = self.server.add_insecure_port(f"{self.options.host}:{self.options.port}")
@@ -272,9 +278,6 @@ class GrpcService:
 
     async def serve_until_stopped(self) -> None:
         """Wait for SIGTERM, SIGINT or `request_stop`, then drain."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.request_stop)
         await self._stopping.wait()
         await self.drain()
 
