@@ -8,7 +8,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from rich.align import Align
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -19,7 +18,10 @@ from exchange.v1 import enums_pb2, market_data_pb2, pair_admin_pb2
 from holdfast.book import Book, Level
 
 LEVELS_SHOWN: Final = 8
+"""Of each side, where the terminal is high enough."""
 TRADES_SHOWN: Final = 2 * LEVELS_SHOWN + 1
+_OTHER_LINES: Final = 14
+"""Lines of the picture besides the levels."""
 RATE_WINDOW_NS: Final = 3_000_000_000
 _DAY_NS: Final = 86_400_000_000_000
 
@@ -121,12 +123,13 @@ class Screen:
 
     # As a picture.
 
-    def picture(self) -> RenderableType:
-        """Return the state for a terminal of 80 columns and 24 lines, or more."""
+    def picture(self, height: int = 48) -> RenderableType:
+        """Return the state for a terminal of 80 columns and so many lines, 20 or more."""
+        levels = max(2, min(LEVELS_SHOWN, (height - _OTHER_LINES) // 2))
         grid = Table.grid(expand=True, padding=(0, 1))
         grid.add_column(ratio=11)
         grid.add_column(ratio=9)
-        grid.add_row(self._book_panel(), self._trades_panel())
+        grid.add_row(self._book_panel(levels), self._trades_panel(2 * levels + 1))
         parts: list[RenderableType] = [self._headline(), grid, self._figures(), self._table()]
         if self.footer:
             parts.append(Text(self.footer, style="dim"))
@@ -142,31 +145,32 @@ class Screen:
             text.append(f"   day {self.ticker.day_low} to {self.ticker.day_high}", style="dim")
         return text
 
-    def _book_panel(self) -> RenderableType:
+    def _book_panel(self, count: int) -> RenderableType:
         table = Table.grid(expand=True, padding=(0, 1))
         for ratio in (3, 3, 2):
             table.add_column(justify="right", ratio=ratio)
         table.add_row("price", "quantity", "orders", style="dim")
-        asks = self.book.asks(LEVELS_SHOWN) if self.book else []
-        bids = self.book.bids(LEVELS_SHOWN) if self.book else []
-        for level in [None] * (LEVELS_SHOWN - len(asks)) + asks[::-1]:
+        asks = self.book.asks(count) if self.book else []
+        bids = self.book.bids(count) if self.book else []
+        for level in [None] * (count - len(asks)) + asks[::-1]:
             table.add_row(*_level(level), style="red")
         table.add_row(Text("·", style="dim"), Text(_spread(bids, asks), style="dim"), "")
-        for level in bids + [None] * (LEVELS_SHOWN - len(bids)):
+        for level in bids + [None] * (count - len(bids)):
             table.add_row(*_level(level), style="green")
         live = self.book is not None and self.book.live
         return Panel(table, title="book" if live else "book (stands still)", padding=(0, 1))
 
-    def _trades_panel(self) -> RenderableType:
+    def _trades_panel(self, count: int) -> RenderableType:
         table = Table.grid(expand=True, padding=(0, 1))
         for _ in range(3):
             table.add_column(justify="right")
         table.add_row("price", "quantity", "UTC", style="dim")
-        for trade in list(self.trades)[::-1]:
+        shown = list(self.trades)[: -count - 1 : -1]
+        for trade in shown:
             style = "green" if int(trade.taker_side) == Side.BUY else "red"
             price = Text(trade.price, style=style)
             table.add_row(price, trade.quantity, _clock(trade.time_ns))
-        for _ in range(TRADES_SHOWN - len(self.trades)):
+        for _ in range(count - len(shown)):
             table.add_row("", "", "")
         return Panel(table, title="trades", padding=(0, 1))
 
@@ -194,12 +198,12 @@ class Screen:
     def _table(self) -> RenderableType:
         table = Table.grid(expand=True, padding=(0, 1))
         for _ in range(3):
-            table.add_column(ratio=1)
+            table.add_column(ratio=1, no_wrap=True)
         cells = [_cell(process) for process in self.processes]
         cells += [Text("")] * (-len(cells) % 3)
         for start in range(0, len(cells), 3):
             table.add_row(*cells[start : start + 3])
-        return Panel(Align.left(table), padding=(0, 1), title="processes")
+        return Panel(table, padding=(0, 1), title="processes")
 
 
 def _level(level: Level | None) -> tuple[str, str, str]:

@@ -112,14 +112,15 @@ class Run:
             async with AsyncClient(
                 self._plan.pair, target=self._target, market_data=self._market_data, retry=_LOOK
             ) as client:
-                status = await self._until_ready(supervisor, client)
+                before = await self._until_ready(supervisor, client)
                 funded = await fund(client)
                 price = _price_to_try((await client.ticker()).last_trade.price)
         spent_ms = (time.monotonic_ns() - started_ns) // 1_000_000
-        before = f"resumed at sequence {status.sequence:,}" if status.sequence else "new"
+        count = before.committed_number
+        found = f"as it was after {count:,} executions" if count else "new"
+        funds = f"{funded} transfers funded its accounts" if funded else "its accounts have funds"
         self._say(
-            f"{self._plan.pair} is open ({before}), {funded} transfers allotted,"
-            f" started in {spent_ms / 1_000:.1f} s"
+            f"{self._plan.pair} is open, {found}; {funds}; started in {spent_ms / 1_000:.1f} s"
         )
         self._report.unlink(missing_ok=True)
         if not self._given.no_flow:
@@ -208,7 +209,7 @@ class Run:
                 if live is None:
                     self._say(self._screen.line())
                 else:
-                    live.update(self._screen.picture(), refresh=True)
+                    live.update(self._screen.picture(self._console.height), refresh=True)
 
     def _look(self, supervisor: Supervisor) -> None:
         now_ns = time.monotonic_ns()
