@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.venue import ACCOUNTS, INSTRUMENT, START_NS, Venue
-from engine.core import Engine
+from engine.state_machine import Engine
 from engine.vault_layout import H_ACCOUNT as ACCOUNT_HALF
 from engine.vault_layout import HIGH_WATER, O_CLIENT_ORDER_ID, O_LEAVES, O_ORDER_ID, O_TERMS
 from exchange.enums import CommandKind, OrderType, SelfTradePrevention, Side, TimeInForce

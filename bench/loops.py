@@ -1,7 +1,7 @@
 """Compiled loops to compare with: what the machine does when there is nothing to decide."""
 
-from engine.kernel.tables import words
 from exchange.compiled import kernel
+from exchange.tables import words
 
 
 @kernel

@@ -12,7 +12,7 @@ from typing import Final, Self
 
 import numpy as np
 
-from engine.core import Engine
+from engine.state_machine import Engine
 from engine.vault_layout import vault_layout
 from exchange.book_layout import book_layout, segment_name
 from exchange.enums import Asset, CommandKind, ExecutionKind

@@ -5,11 +5,10 @@ import signal
 import sys
 
 from engine.config import read_config
-from engine.frames import DurabilityError
+from engine.durability.frames import DurabilityError
 from engine.process import EngineProcess, describe
 from exchange.doorbell import AlreadyListening
 from exchange.ownership import OwnershipError
-
 
 log = logging.getLogger(__name__)
 

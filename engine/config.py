@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.journal import Durability
+from engine.durability.journal import Durability
 from exchange.config import RunFolder, load_instrument, segment_folder
 from exchange.instrument import Instrument
 

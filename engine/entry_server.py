@@ -9,10 +9,10 @@ import logging
 import sys
 
 from engine.entry.admin_server import PairAdminService
+from engine.entry.config import EntryConfig, parse
 from engine.entry.feed_server import ExecutionFeedService
 from engine.entry.order_server import OrderEntryService
 from engine.entry.process import EntryProcess
-from engine.entry_config import EntryConfig, parse
 from exchange.service import GrpcService, ServerOptions, run
 from exchange.v1 import (
     execution_feed_pb2,

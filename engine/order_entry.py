@@ -4,7 +4,7 @@ Pure: no clock, no input or output, no state. What can be refused without state 
 (`Refusal`: wrong in itself); everything else is the engine's to judge, in the order of
 docs/trading-rules.md, and comes back as an execution with a reason.
 
-Invariants: the packed door (`engine.batches`) writes the same row for the same order; an enum
+Invariants: the packed door (`engine.entry.batches`) writes the same row for the same order; an enum
 number that does not exist is passed on as the highest its field holds, for the engine to refuse;
 self-trade prevention that is not given means CANCEL_NEWEST. A report shows its account's side of
 a trade and nothing of the other's.
@@ -12,8 +12,6 @@ a trade and nothing of the other's.
 
 from dataclasses import replace
 from typing import Final, NamedTuple
-
-from exchange.units import amount_to_units, price_to_ticks, quantity_to_lots
 
 from exchange.enums import Asset, CommandKind, OrderType, SelfTradePrevention
 from exchange.instrument import Instrument
@@ -26,6 +24,7 @@ from exchange.records import (
     command_verb,
 )
 from exchange.refusal import Code, Refusal
+from exchange.units import amount_to_units, price_to_ticks, quantity_to_lots
 from exchange.v1 import order_entry_pb2, pair_admin_pb2
 
 ACCOUNT_LIMIT: Final = (1 << 31) - 1

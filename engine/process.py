@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 
 from engine.config import EngineConfig
+from engine.durability.snapshot import Capture, SnapshotFailed, sequences, write
 from engine.inboxes import BorrowedInbox
 from engine.recovery import Recovered, own_fresh, recover, take_snapshot
 from engine.sequencer import Sequencer, restore_cursors
-from engine.snapshot import Capture, SnapshotFailed, sequences, write
 from engine.vault_layout import vault_layout
 from exchange.book_layout import (
     STATE_DRAINING,
@@ -183,7 +183,10 @@ class EngineProcess:
         except SnapshotFailed as error:
             _log.warning("%s", error)
             return
-        self.sequencer.journal.retain_from(sequences(self.config.folder.journal)[0] + 1)
+        kept = sequences(self.config.folder.journal)
+        if len(kept) > 1:
+            # The journal must reach back to the older one: the newer may turn out damaged.
+            self.sequencer.journal.retain_from(kept[-2] + 1)
         self.sequencer.log.prune()
 
     def _finish(self) -> None:

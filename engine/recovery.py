@@ -6,6 +6,7 @@ that followers may have seen must come out the same, byte for byte.
 """
 
 import logging
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +16,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.core import Engine
-from engine.execution_log import ExecutionLogWriter
-from engine.frames import DurabilityError
-from engine.journal import Durability, Journal
+from engine.durability.execution_log import ExecutionLogWriter
+from engine.durability.frames import DurabilityError
+from engine.durability.journal import Durability, Journal, sync_folder
+from engine.durability.snapshot import (
+    Capture,
+    Image,
+    Snapshot,
+    Stamp,
+    capture,
+    newest_snapshot,
+    restore,
+)
 from engine.sequencer import chain
-from engine.snapshot import Capture, Image, Snapshot, Stamp, capture, newest_snapshot, restore
+from engine.state_machine import Engine
 from engine.vault_layout import TIME_NS, vault_layout
 from exchange.book_layout import book_layout
 from exchange.config import RunFolder
@@ -147,8 +156,12 @@ def _journal_number(folder: Path) -> int:
     path = folder / "number"
     if not path.exists():
         unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(str(secrets.randbits(62) | 1), encoding="ascii")
+        with unfinished.open("w", encoding="ascii") as file:
+            file.write(str(secrets.randbits(62) | 1))
+            file.flush()
+            os.fsync(file.fileno())
         unfinished.rename(path)
+        sync_folder(folder)
     return int(path.read_text(encoding="ascii"))
 
 
@@ -175,10 +188,18 @@ def _replay(engine: Engine, journal: Journal, log: ExecutionLogWriter, chain_has
 def own_fresh(name: str, layout: Any, *, mode: int, directory: str, group: str | None) -> Owned:
     """Claim a segment and make sure it is empty: what a dead owner left is replaced.
 
-    Readers of the old one notice that its name leads elsewhere and open the new one.
+    Readers of the old one notice that its name leads elsewhere and open the new one, whose epoch
+    is a later one.
     """
     owned = Owned.claim(name, layout, mode=mode, directory=directory, group=group)
     if owned.created:
         return owned
+    epoch = owned.epoch
+
+    def continue_epochs(fresh: Owned) -> None:
+        fresh.epoch = epoch
+
     owned.close(unlink=True)
-    return Owned.claim(name, layout, mode=mode, directory=directory, group=group)
+    return Owned.claim(
+        name, layout, mode=mode, directory=directory, group=group, prepare=continue_epochs
+    )

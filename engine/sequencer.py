@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
-from engine.core import Engine
-from engine.execution_log import ExecutionLogWriter, LogBlocked
-from engine.journal import Journal, JournalBlocked
+from engine.durability.execution_log import ExecutionLogWriter, LogBlocked
+from engine.durability.journal import Journal, JournalBlocked
+from engine.state_machine import Engine
 from engine.vault_layout import RESTING_COUNT, TIME_NS
 from exchange import atomics
 from exchange.book_layout import (

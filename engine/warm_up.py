@@ -25,13 +25,13 @@ import numpy as np
 from grpc import aio
 from numba.core import event
 
-from engine.batches import RECORD_VERSION
 from engine.config import EngineConfig
-from engine.core import Engine
-from engine.entry_config import EntryConfig
+from engine.durability.journal import Durability
+from engine.entry.batches import RECORD_VERSION
+from engine.entry.config import EntryConfig
 from engine.entry_server import assemble
-from engine.journal import Durability
 from engine.process import EngineProcess
+from engine.state_machine import Engine
 from exchange.config import RunFolder, segment_folder
 from exchange.enums import Asset, OrderType, Side, TimeInForce
 from exchange.instrument import Instrument

@@ -5,9 +5,9 @@ import time
 from collections.abc import AsyncIterator
 from typing import Final
 
+from engine.durability.execution_reader import confirm, consumers
 from engine.entry.order_server import HEARTBEAT_S, check_number, read_from
 from engine.entry.process import EntryProcess
-from engine.execution_reader import confirm, consumers
 from exchange.refusal import Code, Refusal, Refused
 from exchange.service import Context
 from exchange.v1 import execution_feed_pb2, execution_feed_pb2_grpc, stream_pb2

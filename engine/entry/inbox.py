@@ -10,7 +10,7 @@ Not here: what a command means, and who waits for its answer.
 
 from typing import Final
 
-from engine.batches import expand_records
+from engine.entry.batches import expand_records
 from engine.order_entry import Command
 from exchange import atomics
 from exchange.book_layout import (

@@ -1,6 +1,6 @@
 """The doors of traders: single orders, session, batches, private executions.
 
-Every method reads its caller's account, lets `engine.order_entry` or `engine.batches` form
+Every method reads its caller's account, lets `engine.order_entry` or `engine.entry.batches` form
 commands, and waits for the follower. Streams answer in the order of their messages and stop
 reading while `limit` answers are unread, so a client that never reads costs a bounded amount and
 blocks nobody.
@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Generic, TypeVar
 
-from engine.answers import Follower
-from engine.batches import RECORD_VERSION, records_of_message
+from engine.durability.execution_reader import ExecutionsPruned
+from engine.entry.answers import Follower
+from engine.entry.batches import RECORD_VERSION, records_of_message
 from engine.entry.process import EntryProcess
 from engine.entry.reports import executions_of, order_of
-from engine.execution_reader import ExecutionsPruned
 from engine.order_entry import (
     Command,
     account_of_text,

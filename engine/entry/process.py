@@ -17,14 +17,14 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from engine.answers import Follower
-from engine.batches import ACK_LAST_NUMBER, ACK_VERB
+from engine.durability.execution_reader import ExecutionLogReader, LogMissing, confirm, consumers
+from engine.entry.answers import Follower
+from engine.entry.batches import ACK_LAST_NUMBER, ACK_VERB
+from engine.entry.config import EntryConfig
 from engine.entry.inbox import Inbox
 from engine.entry.order_index import OrderIndex, newest_index, write_snapshot
 from engine.entry.reports import report_of
 from engine.entry.warm_up import warm_up
-from engine.entry_config import EntryConfig
-from engine.execution_reader import ExecutionLogReader, LogMissing, confirm, consumers
 from engine.order_entry import EXECUTIONS_LIMIT, Command, disconnect_command
 from exchange.book_layout import STATE_READY
 from exchange.doorbell import Doorbell, fall_asleep, wake_up

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from engine.batches import (
+from engine.entry.batches import (
     ACK_CLIENT_ORDER_ID,
     ACK_FILLED,
     ACK_LAST_NUMBER,

@@ -7,7 +7,7 @@ arrays, so the rows here are read-only where those of the log are.
 
 import numpy as np
 
-from engine.batches import (
+from engine.entry.batches import (
     ACK_WORDS,
     BATCH_LIMIT,
     FOLD_WORDS,

@@ -6,7 +6,6 @@ fills never exceeds the hold: ceil(q * x) <= q * ceil(x).
 """
 
 from engine.kernel.state import State
-from engine.kernel.tables import int64, uint64
 from engine.vault_layout import (
     A_FREE_BASE,
     A_FREE_QUOTE,
@@ -22,6 +21,7 @@ from engine.vault_layout import (
     UNITS_PER_TICK_LOT,
 )
 from exchange.compiled import inlined
+from exchange.tables import int64, uint64
 
 MILLION = 1_000_000
 

@@ -25,7 +25,6 @@ from engine.kernel.state import (
     State,
     form_state,
 )
-from engine.kernel.tables import address_of, words
 from engine.vault_layout import BAND_PPM, EXECUTION_COUNT, RESTING_COUNT, SEQUENCE, TIME_NS
 from exchange.atomics import fence_release, store_relaxed_at, store_release_at
 from exchange.book_layout import BOOK_VERSION
@@ -38,6 +37,7 @@ from exchange.records import (
     SOURCE_POSITION_MASK,
     SOURCE_SHIFT,
 )
+from exchange.tables import address_of, words
 
 NEW_ORDER = int(CommandKind.NEW_ORDER)
 CANCEL_ORDER = int(CommandKind.CANCEL_ORDER)

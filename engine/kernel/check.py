@@ -1,7 +1,7 @@
 """The invariants of the book and the money, checked by walking everything.
 
 Used by tests after every step and by operations at start. The numbers it returns are explained
-in ``engine.core.BROKEN_INVARIANTS``. It changes nothing.
+in ``engine.state_machine.BROKEN_INVARIANTS``. It changes nothing.
 """
 
 from engine.kernel.accounts import slot_hold_per_lot, terms_side

@@ -7,7 +7,6 @@ window. An entry whose order still rests is not overwritten: it is carried forwa
 
 from engine.kernel.book import live_slot
 from engine.kernel.state import State
-from engine.kernel.tables import int64, uint64
 from engine.vault_layout import (
     CLIENT_NUMBER,
     CLIENT_WINDOW,
@@ -18,6 +17,7 @@ from engine.vault_layout import (
 )
 from exchange.compiled import inlined
 from exchange.records import C_PRICE, C_QUANTITY, C_VERB
+from exchange.tables import int64, uint64
 
 # Odd 64-bit constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
 # generators, 2014), used as multiplicative mixers.

@@ -10,7 +10,6 @@ same, because a real load stands behind each step but the first.
 from engine.kernel.book import SLOT_MASK, level_row
 from engine.kernel.clients import chain_of
 from engine.kernel.state import W_LOOK_CHAIN, W_LOOK_SLOT, State
-from engine.kernel.tables import address_of
 from engine.vault_layout import (
     A_FIRST_ORDER,
     A_MAX_LOTS,
@@ -31,6 +30,7 @@ from exchange.atomics import prefetch
 from exchange.compiled import inlined
 from exchange.enums import CommandKind
 from exchange.records import C_CLIENT_ORDER_ID, C_ORDER_ID, C_PRICE, C_VERB
+from exchange.tables import address_of
 
 NEW_ORDER = int(CommandKind.NEW_ORDER)
 AMEND_ORDER = int(CommandKind.AMEND_ORDER)

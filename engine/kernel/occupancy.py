@@ -10,8 +10,8 @@ from typing import Any
 from numba.cpython.unsafe import numbers
 
 from engine.kernel.state import W_BITS, State
-from engine.kernel.tables import int64, uint64
 from exchange.compiled import inlined
+from exchange.tables import int64, uint64
 
 _leading_zeros: Any = numbers.leading_zeros
 _trailing_zeros: Any = numbers.trailing_zeros

@@ -15,7 +15,6 @@ from engine.kernel.state import (
     W_TIME_NS,
     State,
 )
-from engine.kernel.tables import address_of
 from engine.vault_layout import (
     BEST_ASK,
     BEST_BID,
@@ -80,6 +79,7 @@ from exchange.book_layout import (
 )
 from exchange.compiled import inlined
 from exchange.records import FLAG_LAST
+from exchange.tables import address_of
 
 DEPTH_EVERY_EVENTS = 1024
 DEPTH_EVERY_NS = 1_000_000
@@ -153,7 +153,7 @@ def publish_event(s: State, verb: int, price: int, lots: int, count: int) -> Non
     s.events[row, EVENT_SEQUENCE] = s.work[W_SEQUENCE]
     s.events[row, EVENT_TIME_NS] = s.work[W_TIME_NS]
     store_release_at(commit, position + 1)
-    s.book[EVENT_HEAD] = position + 1
+    store_release_at(address_of(s.book, EVENT_HEAD), position + 1)
 
 
 @inlined
@@ -213,7 +213,7 @@ def publish_touch(s: State) -> None:
     t[TOUCH_DAY_QUOTE_UNITS] = s.scalars[DAY_QUOTE_UNITS]
     t[TOUCH_STATUS] = s.scalars[PAIR_STATUS]
     store_release_at(address_of(t, TOUCH_VERSION), odd + 1)
-    s.book[BOOK_SEQUENCE] = s.scalars[SEQUENCE]
+    store_release_at(address_of(s.book, BOOK_SEQUENCE), s.scalars[SEQUENCE])
     s.book[BEST_TICK] = bid
     s.book[BEST_TICK + 1] = ask
 

@@ -9,11 +9,11 @@ can be entered with the context alone.
 
 from typing import Any, Final, NamedTuple
 
-from engine.kernel.tables import bitmap, halves, words
 from engine.vault_layout import ACCOUNT_WORDS, CLIENT_ENTRY_WORDS, ORDER_HALVES, ORDER_WORDS
 from exchange.book_layout import EVENT_WORDS
 from exchange.compiled import inlined
 from exchange.records import COMMAND_WORDS, EXECUTION_WORDS
+from exchange.tables import bitmap, halves, words
 
 # Context words: addresses.
 VAULT_FIELDS: Final = (

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from engine.core import Engine
+from engine.state_machine import Engine
 from engine.vault_layout import H_ACCOUNT, H_PRICE, HIGH_WATER, O_ORDER_ID
 from exchange.book_layout import (
     BEST_TICK,

@@ -17,9 +17,9 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine import batches
+from engine.entry import batches
 from exchange.enums import ExecutionKind
 from exchange.instrument import AMOUNT_LIMIT_UNITS
 from exchange.records import EXECUTION_WORDS, Rows, kind_of

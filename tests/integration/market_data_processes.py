@@ -17,9 +17,9 @@ from typing import Any
 
 import grpc
 import numpy as np
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine.batches import RECORD_DTYPE
+from engine.entry.batches import RECORD_DTYPE
 from exchange.v1 import (
     enums_pb2,
     market_data_pb2,

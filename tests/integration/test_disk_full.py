@@ -16,9 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.execution_log import ExecutionLogReader, ExecutionLogWriter, LogBlocked
-from engine.journal import Durability, Frame, Journal, JournalBlocked
-from engine.snapshot import SnapshotFailed, Stamp, newest_snapshot, sequences, write_snapshot
+from engine.durability.execution_log import ExecutionLogReader, ExecutionLogWriter, LogBlocked
+from engine.durability.journal import Durability, Frame, Journal, JournalBlocked
+from engine.durability.snapshot import (
+    SnapshotFailed,
+    Stamp,
+    newest_snapshot,
+    sequences,
+    write_snapshot,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SEGMENT_BYTES = 64 << 10

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -18,7 +19,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from exchange.v1 import order_entry_pb2, order_entry_pb2_grpc
+from exchange.v1 import enums_pb2, order_entry_pb2, order_entry_pb2_grpc
 from tests.integration.exchange_processes import PAIR, ROOT, PairProcesses, pair_processes
 
 DISK_BYTES = 240 << 20
@@ -54,9 +55,9 @@ async def submit_one(target: str) -> order_entry_pb2.SubmitOrderResponse:
         request = order_entry_pb2.SubmitOrderRequest(
             pair=PAIR,
             client_order_id=1,
-            side="SIDE_BUY",
-            order_type="ORDER_TYPE_LIMIT",
-            time_in_force="TIME_IN_FORCE_GOOD_TILL_CANCELLED",
+            side=enums_pb2.SIDE_BUY,
+            order_type=enums_pb2.ORDER_TYPE_LIMIT,
+            time_in_force=enums_pb2.TIME_IN_FORCE_GOOD_TILL_CANCELLED,
             price="64000",
             quantity="1",
         )
@@ -74,6 +75,12 @@ async def await_health(target: str, wanted: int) -> None:
                 return
 
 
+async def read(call: Any) -> order_entry_pb2.SubmitBatchesResponse:
+    answer = await call.read()
+    assert isinstance(answer, order_entry_pb2.SubmitBatchesResponse), "the stream ended"
+    return answer
+
+
 async def send_until_blocked(target: str, disk: Path) -> tuple[int, int]:
     """Fill the disk, send until the engine blocks, make room; return batches sent and answered."""
     filler = fill(disk)
@@ -84,7 +91,7 @@ async def send_until_blocked(target: str, disk: Path) -> tuple[int, int]:
         while True:
             await call.write(batch(1 + sent * BATCH))
             sent += 1
-            answer = asyncio.create_task(call.read())
+            answer = asyncio.create_task(read(call))
             await asyncio.wait({answer, blocked}, return_when=asyncio.FIRST_COMPLETED)
             if blocked.done():
                 break

@@ -18,8 +18,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from engine.execution_reader import ExecutionLogReader
-from engine.journal import Journal
+from engine.durability.execution_reader import ExecutionLogReader
+from engine.durability.journal import Journal
 from exchange.config import load_instrument
 from exchange.enums import ExecutionKind
 from exchange.records import E_CLIENT_ORDER_ID, E_ORDER_ID, account_of, kind_of
@@ -112,11 +112,10 @@ class Client:
                     while True:
                         await call.write(request)
                         answer = await call.read()
-                        if answer is grpc.aio.EOF:
+                        if not isinstance(answer, order_entry_pb2.SubmitBatchesResponse):
                             break
                         if answer.acks:
-                            acks: bytes = answer.acks
-                            return acks
+                            return answer.acks
 
     async def run(self) -> None:
         while not self.stopping:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.journal import Durability, Frame, Journal, JournalDamaged
+from engine.durability.journal import Durability, Frame, Journal, JournalDamaged
 
 SEGMENT_BYTES = 4096
 COUNTS = (1, 3, 2)

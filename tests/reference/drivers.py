@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 
 from engine import vault_layout as vault
-from engine.core import Engine
+from engine.state_machine import Engine
 from exchange.book_layout import LEVEL_LOTS, LEVEL_ORDERS
 from exchange.enums import Asset, Side
 from exchange.instrument import Instrument

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batches import (
+from engine.entry.batches import (
     ACK_DTYPE,
     ACK_WORDS,
     BATCH_LIMIT,

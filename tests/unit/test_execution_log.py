@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.execution_log import (
+from engine.durability.execution_log import (
     FIELDS,
     ExecutionLogDiverged,
     ExecutionLogReader,
@@ -30,7 +30,7 @@ from engine.execution_log import (
     consumers,
     forget,
 )
-from engine.journal import JournalOwned
+from engine.durability.journal import JournalOwned
 
 SEGMENT_ROWS = 32
 
@@ -45,7 +45,7 @@ def rows_of(number: int, count: int) -> np.ndarray:
 
 # Children fork from a process that has compiled code at hand, so that they start at once.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["engine.execution_log", "hypothesis", "pytest"])
+PROCESSES.set_forkserver_preload(["engine.durability.execution_log", "hypothesis", "pytest"])
 
 
 def small(

@@ -12,8 +12,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from engine.frames import FORMAT_VERSION, MAGIC
-from engine.journal import (
+from engine.durability.frames import FORMAT_VERSION, MAGIC
+from engine.durability.journal import (
     Durability,
     Frame,
     Journal,
@@ -26,7 +26,7 @@ SEGMENT_BYTES = 4096
 FRAME_OF_20_BYTES = 64 + 20 * 64
 # Children fork from a process that has imported what they need, so that they start at once.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["engine.execution_log", "hypothesis", "pytest"])
+PROCESSES.set_forkserver_preload(["engine.durability.execution_log", "hypothesis", "pytest"])
 
 
 def rows_of(first_sequence: int, count: int) -> np.ndarray:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.entry.config import EntryConfig, parse
 from engine.entry.order_index import OrderIndex, newest_index, write_snapshot
 from engine.entry.reports import executions_of, report_of
-from engine.entry_config import EntryConfig, parse
 from engine.order_entry import (
     ACCOUNT_LIMIT,
     Command,

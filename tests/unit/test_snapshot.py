@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.snapshot import (
+from engine.durability.snapshot import (
     Image,
     Snapshot,
     SnapshotInvalid,
@@ -235,7 +235,7 @@ WRITE_UNDER_A_LIMIT = f"""
 import json, resource, signal, sys
 from pathlib import Path
 import numpy as np
-from engine.snapshot import SnapshotFailed, Stamp, write_snapshot
+from engine.durability.snapshot import SnapshotFailed, Stamp, write_snapshot
 # A process that may write files of {16384} bytes only: the kernel refuses in mid-file.
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))

@@ -9,7 +9,7 @@
 Invariants: a frame is either whole (every check passes) or named with what is wrong; bytes that
 are all zero are no frame and no fault. Reading copies nothing.
 
-It writes no file and decides nothing about repair; `engine.journal` does.
+It writes no file and decides nothing about repair; `engine.durability.journal` does.
 """
 
 import mmap

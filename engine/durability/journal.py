@@ -14,7 +14,7 @@ follows it and nothing proves that it was applied. Everything else that is not a
 would report a success that did not happen.
 
 It does not know what a command means, applies nothing and reads no clock. The bytes of a frame
-are described in `engine.frames`.
+are described in `engine.durability.frames`.
 """
 
 import bisect
@@ -32,7 +32,7 @@ from typing import Final, Self
 
 import numpy as np
 
-from engine.frames import (
+from engine.durability.frames import (
     HEADER_BYTES,
     DurabilityError,
     Frame,

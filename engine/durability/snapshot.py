@@ -38,8 +38,8 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64, xxh3_64_intdigest
 
-from engine.frames import map_file
-from engine.journal import DurabilityError, sync_folder
+from engine.durability.frames import map_file
+from engine.durability.journal import DurabilityError, sync_folder
 from exchange.compiled import kernel
 
 Array = npt.NDArray[Any]

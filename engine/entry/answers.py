@@ -19,7 +19,8 @@ from typing import Final
 
 import numpy as np
 
-from engine.batches import (
+from engine.durability.execution_reader import ExecutionLogReader
+from engine.entry.batches import (
     ACK_WORDS,
     FOLD_ACKED,
     FOLD_OPEN,
@@ -29,7 +30,6 @@ from engine.batches import (
     fold_acks,
 )
 from engine.entry.order_index import OrderIndex
-from engine.execution_reader import ExecutionLogReader
 from exchange.intake import INBOX_CAPACITY
 from exchange.records import Rows
 

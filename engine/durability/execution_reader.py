@@ -26,7 +26,7 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from engine.frames import DurabilityError
+from engine.durability.frames import DurabilityError
 from exchange import atomics
 from exchange.records import EXECUTION_BYTES, EXECUTION_WORDS
 

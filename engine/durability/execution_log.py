@@ -1,7 +1,7 @@
 """The execution log of one pair: every fact the kernel reported, once, in order, for all followers.
 
 The engine writes through a shared mapping; followers in other processes map the same files
-read-only (`engine.execution_reader`, which describes the files) and find what is below
+read-only (`engine.durability.execution_reader`, which describes the files) and find what is below
 `committed`. The space of a segment is allocated before it is named, so that a full disk is an
 answer (`LogBlocked`) and never a fault in the middle of a store.
 
@@ -23,7 +23,7 @@ from typing import Final, NamedTuple, Self
 
 import numpy as np
 
-from engine.execution_reader import (
+from engine.durability.execution_reader import (
     CONTROL_BYTES,
     FORMAT_VERSION,
     MAGIC,
@@ -47,7 +47,7 @@ from engine.execution_reader import (
     map_rows,
     segment_path,
 )
-from engine.journal import DurabilityError, lock_folder, sync_folder
+from engine.durability.journal import DurabilityError, lock_folder, sync_folder
 from exchange import atomics
 from exchange.records import E_SEQUENCE, EXECUTION_BYTES, EXECUTION_WORDS
 
