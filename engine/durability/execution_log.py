@@ -107,7 +107,7 @@ class _Segment(NamedTuple):
 def _make_segment(folder: Path, first: int, segment_rows: int) -> None:
     """Create a segment with all its space and give it its name, durably."""
     unfinished = folder / _NEXT
-    fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
     try:
         os.posix_fallocate(fd, 0, segment_rows * EXECUTION_BYTES)
         os.fsync(fd)
@@ -194,7 +194,7 @@ class ExecutionLogWriter:
         unfinished = path.with_suffix(".unfinished")
         try:
             unfinished.write_bytes(words.tobytes())
-            unfinished.chmod(0o600)
+            unfinished.chmod(0o640)
             fd = os.open(unfinished, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)

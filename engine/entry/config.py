@@ -1,6 +1,7 @@
 """What one order-entry process is told at its start."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ class EntryConfig:
     """Shared by all order-entry processes of the pair; 0: any free one, then not shared."""
     grace_s: int = 5
     """How long open calls may go on after a goodbye."""
+    index_folder: Path = Path("entry")
+    """Folder of the order index snapshots of all processes of the pair."""
     snapshot_executions: int = 2_000_000
     """A snapshot of the order index is written after so many executions: what a restart has to
     read again at most, a fraction of a second."""
@@ -45,11 +48,6 @@ class EntryConfig:
         return self
 
     @property
-    def index_folder(self) -> Path:
-        """Return the folder of the order index snapshots of all processes of the pair."""
-        return self.run.folder / "entry"
-
-    @property
     def index_snapshot(self) -> Path:
         """Return this process's snapshot of the order index."""
         return self.index_folder / f"orders-{self.ring}.npz"
@@ -57,21 +55,29 @@ class EntryConfig:
 
 def parse(arguments: Sequence[str] | None = None) -> EntryConfig:
     """Return the configuration given on the command line; ends the process if it is wrong."""
+    environment = os.environ
+    pair, run = environment.get("HOLDFAST_PAIR"), environment.get("HOLDFAST_RUN")
+    host, _, port = environment.get("HOLDFAST_ENTRY_ADDRESS", "127.0.0.1:0").rpartition(":")
+    ring = environment.get("HOLDFAST_RING")
     parser = argparse.ArgumentParser(
         prog="python -m engine.entry_server", description="Serve order entry of one pair."
     )
-    parser.add_argument("--pair", required=True, help="the pair, such as BTC-USDT")
-    parser.add_argument("--run", required=True, type=Path, help="the run folder of the pairs")
-    parser.add_argument("--ring", required=True, type=int, help="the inbox ring to own, from 0")
-    parser.add_argument("--host", default="127.0.0.1", help="a loopback address")
-    parser.add_argument("--port", default=0, type=int, help="0: any free port, printed at start")
+    parser.add_argument("--pair", default=pair, required=not pair, help="such as BTC-USDT")
+    parser.add_argument("--run", default=run, required=not run, type=Path, help="the run folder")
+    parser.add_argument(
+        "--ring", default=ring, required=not ring, type=int, help="the inbox ring to own, from 0"
+    )
+    parser.add_argument("--host", default=host, help="a loopback address")
+    parser.add_argument("--port", default=port, type=int, help="0: any free port, printed at start")
     parser.add_argument("--instruments", type=Path, help="instruments file instead of the built-in")
     parser.add_argument("--grace", default=5, type=int, help="seconds open calls may go on at exit")
     given = parser.parse_args(arguments)
+    run = RunFolder(given.run, given.pair)
     try:
         return EntryConfig(
             instrument=load_instrument(given.pair, given.instruments),
-            run=RunFolder(given.run, given.pair),
+            run=run,
+            index_folder=Path(environment.get("HOLDFAST_ENTRY_STATE", run.folder / "entry")),
             ring=given.ring,
             host=given.host,
             port=given.port,

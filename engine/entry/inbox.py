@@ -78,6 +78,8 @@ class Inbox:
         self._owned = Owned.claim(
             segment_name(run.pair, inbox_purpose(ring)),
             inbox_layout(),
+            # The engine may run as another user of the same group; nobody else has any business.
+            mode=0o640,
             directory=segment_folder(),
             prepare=self._prepare,
         )

@@ -121,16 +121,30 @@ def reference_rule(objects: list[Object]) -> list[str]:
     return [f"nothing is called {name}" for name in sorted(wanted - names)]
 
 
+def exec_probe_complaints(item: Object, kind: str) -> list[str]:
+    """Return what is wrong with a probe that asks a loopback address from inside."""
+    address = next(v["value"] for v in item["env"] if v["name"] == "HOLDFAST_ENTRY_ADDRESS")
+    service = "orders" if kind == "readinessProbe" else "alive"
+    wanted = ["python", "-m", "exchange.probe", address, service]
+    if item[kind]["exec"]["command"] != wanted:
+        return [f"the {kind} of {item['name']} does not run {' '.join(wanted)}"]
+    return []
+
+
 def probe_rule(objects: list[Object]) -> list[str]:
     complaints = []
     for item in pod_of(objects)["spec"]["containers"]:
         ports = {port["containerPort"] for port in item.get("ports", [])}
         for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
-            if ports and kind not in item:
+            if "python -m engine" == " ".join(item["command"]):
+                continue
+            if kind not in item:
                 complaints.append(f"{item['name']} serves and has no {kind}")
-            elif kind in item and item[kind]["grpc"]["port"] not in ports:
+            elif "exec" in item[kind]:
+                complaints += exec_probe_complaints(item, kind)
+            elif item[kind]["grpc"]["port"] not in ports:
                 complaints.append(f"the {kind} of {item['name']} asks a port it does not open")
-            elif kind in item:
+            else:
                 service = item[kind]["grpc"]["service"]
                 own = {port["name"] for port in item["ports"]}
                 if service not in (own if kind == "readinessProbe" else {"alive"}):
@@ -265,13 +279,17 @@ def _container(name: str, change: Callable[[Object], Any]) -> Callable[[list[Obj
     [
         (selector_rule, lambda o: only(o, "Service")["spec"]["selector"].update(extra="label")),
         (reference_rule, lambda o: only(o, "Service")["metadata"].update(name="else")),
-        (probe_rule, _container("entry", lambda c: c["readinessProbe"]["grpc"].update(port=1))),
+        (probe_rule, _container("mdgateway", lambda c: c["livenessProbe"]["grpc"].update(port=1))),
+        (
+            probe_rule,
+            _container("entry", lambda c: c["readinessProbe"]["exec"]["command"].append("x")),
+        ),
         (probe_rule, _container("entry", lambda c: c.pop("livenessProbe"))),
         (
             probe_rule,
             _container("mdgateway", lambda c: c["readinessProbe"]["grpc"].update(service="orders")),
         ),
-        (service_port_rule, _container("entry", lambda c: c["ports"].clear())),
+        (service_port_rule, _container("mdgateway", lambda c: c["ports"].clear())),
         (one_owner_rule, lambda o: only(o, "StatefulSet")["spec"].update(replicas=2)),
         (borrow_rule, _container("mdgateway", lambda c: c["volumeMounts"][0].pop("readOnly"))),
         (
