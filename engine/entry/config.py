@@ -56,14 +56,14 @@ class EntryConfig:
 def parse(arguments: Sequence[str] | None = None) -> EntryConfig:
     """Return the configuration given on the command line; ends the process if it is wrong."""
     environment = os.environ
-    pair, run = environment.get("HOLDFAST_PAIR"), environment.get("HOLDFAST_RUN")
+    pair, folder = environment.get("HOLDFAST_PAIR"), environment.get("HOLDFAST_RUN")
     host, _, port = environment.get("HOLDFAST_ENTRY_ADDRESS", "127.0.0.1:0").rpartition(":")
     ring = environment.get("HOLDFAST_RING")
     parser = argparse.ArgumentParser(
         prog="python -m engine.entry_server", description="Serve order entry of one pair."
     )
     parser.add_argument("--pair", default=pair, required=not pair, help="such as BTC-USDT")
-    parser.add_argument("--run", default=run, required=not run, type=Path, help="the run folder")
+    parser.add_argument("--run", default=folder, required=not folder, type=Path)
     parser.add_argument(
         "--ring", default=ring, required=not ring, type=int, help="the inbox ring to own, from 0"
     )

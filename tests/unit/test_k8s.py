@@ -136,7 +136,7 @@ def probe_rule(objects: list[Object]) -> list[str]:
     for item in pod_of(objects)["spec"]["containers"]:
         ports = {port["containerPort"] for port in item.get("ports", [])}
         for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
-            if "python -m engine" == " ".join(item["command"]):
+            if " ".join(item["command"]) == "python -m engine":
                 continue
             if kind not in item:
                 complaints.append(f"{item['name']} serves and has no {kind}")
