@@ -28,6 +28,7 @@ from typing import Any, Final, NoReturn, cast
 import grpc
 import uvloop
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -132,6 +133,12 @@ async def abort(context: Context, refusal: Refusal) -> NoReturn:
     raise AssertionError("abort returned")
 
 
+MALFORMED: Final = object()
+"""What a message that cannot be read becomes; left to gRPC it would end as INTERNAL and leave a
+stack trace in the log for every one that somebody sends."""
+_MALFORMED: Final = Refusal(
+    Code.INVALID_ARGUMENT, "MESSAGE_MALFORMED", "the bytes are no message of this call's type"
+)
 _UNEXPECTED: Final = Refusal(
     Code.INTERNAL, "INTERNAL", "the server failed to handle the call; its log says why"
 )
@@ -159,9 +166,28 @@ async def _translated(context: Context, method: str) -> AsyncIterator[None]:
         await abort(context, _UNEXPECTED)
 
 
+def _read(deserialise: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def read(content: bytes) -> Any:
+        try:
+            return deserialise(content)
+        except DecodeError:
+            return MALFORMED
+
+    return read
+
+
+async def _well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        if request is MALFORMED:
+            raise Refused(_MALFORMED)
+        yield request
+
+
 def _unary(behaviour: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
     async def call(request: Any, context: Context) -> Any:
         try:
+            if request is MALFORMED:
+                raise Refused(_MALFORMED)
             if context.time_remaining() is not None:
                 return await behaviour(request, context)
             async with asyncio.timeout(DEFAULT_DEADLINE_S):
@@ -181,10 +207,13 @@ def _unary(behaviour: Callable[[Any, Context], Awaitable[Any]], method: str) -> 
 
 def _stream(behaviour: Callable[[Any, Context], Any], method: str) -> Any:
     async def call(request: Any, context: Context) -> None:
-        closing = contextlib.aclosing(behaviour(request, context))
-        async with _translated(context, method), closing as answers:
-            async for answer in answers:
-                await context.write(answer)
+        async with _translated(context, method):
+            if request is MALFORMED:
+                raise Refused(_MALFORMED)
+            given = _well_formed(request) if hasattr(request, "__aiter__") else request
+            async with contextlib.aclosing(behaviour(given, context)) as answers:
+                async for answer in answers:
+                    await context.write(answer)
 
     return call
 
@@ -203,7 +232,7 @@ class Doorkeeper(aio.ServerInterceptor):
         if handler is None or not method.startswith(_OURS):
             return handler
         coders = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": _read(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
