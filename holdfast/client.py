@@ -9,7 +9,7 @@ stopped. Answers are the messages of the contract; errors are those of `holdfast
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -285,7 +285,7 @@ class AsyncClient:
 
     async def follow(
         self, from_number: int
-    ) -> AsyncIterator[execution_feed_pb2.FollowExecutionsResponse]:
+    ) -> AsyncGenerator[execution_feed_pb2.FollowExecutionsResponse, None]:
         """Yield the whole pair's execution log in raw records of 128 bytes, and heartbeats."""
         number = from_number
         attempts = Attempts(self.retry)

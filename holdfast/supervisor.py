@@ -91,6 +91,7 @@ class PairPlan:
     run: Path
     orders_port: int = 8850
     market_data_port: int = 8851
+    """0: no market data gateway."""
     entry_count: int = 2
     durability: str = "fsync"
     instruments: Path | None = None
@@ -102,7 +103,7 @@ class PairPlan:
         """Return self, or raise ValueError naming the first field that cannot work."""
         for name, value, low, high in (
             ("orders_port", self.orders_port, 1, 65_535),
-            ("market_data_port", self.market_data_port, 1, 65_535),
+            ("market_data_port", self.market_data_port, 0, 65_535),
             ("entry_count", self.entry_count, 1, 64),
         ):
             if not low <= value <= high:
@@ -133,7 +134,9 @@ class PairPlan:
             port = str(self.orders_port)
             arguments = ("-m", "engine.entry_server", *given, "--ring", str(ring), "--port", port)
             found[f"entry-{ring}"] = arguments
-        found["mdgateway"] = ("-m", "mdgateway", *given, "--port", str(self.market_data_port))
+        if self.market_data_port:
+            port = str(self.market_data_port)
+            found["mdgateway"] = ("-m", "mdgateway", *given, "--port", port)
         return found
 
 
@@ -314,7 +317,7 @@ class Supervisor:
     async def __aenter__(self) -> Self:
         self._lock = _lock_run_folder(self.plan.run)
         try:
-            for port in (self.plan.orders_port, self.plan.market_data_port):
+            for port in filter(None, (self.plan.orders_port, self.plan.market_data_port)):
                 check_port_free(port)
             self._clean()
         except BaseException:

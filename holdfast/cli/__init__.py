@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Final
 
-_MODULES: Final = ("run",)
+_MODULES: Final = ("run", "replay", "orders")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,18 +16,16 @@ from typing import Any, Final
 from rich.console import Console
 from rich.live import Live
 
-from exchange.v1 import enums_pb2, pair_admin_pb2
 from holdfast.cli.compilation import compile_kernels
+from holdfast.cli.opening import until_open
 from holdfast.client import AsyncClient
-from holdfast.errors import CallFailed, TryAgain
+from holdfast.errors import CallFailed
 from holdfast.flow import FIRST_PRICE, VISITOR, fund
 from holdfast.live_view import LEVELS_SHOWN, ProcessLine, Screen
 from holdfast.retry import Retry
-from holdfast.supervisor import PairPlan, StartFailed, Supervisor, last_words
+from holdfast.supervisor import PairPlan, Supervisor, last_words
 
 FRAMES_PER_SECOND: Final = 4
-START_S: Final = 120
-"""A journal of many commands takes its time to replay; a process that dies is noticed earlier."""
 FLOW: Final = "flow"
 _LOOK: Final = Retry(patience_s=3_600.0, attempt_s=1.0)
 _ONCE: Final = Retry(patience_s=0.5, attempt_s=0.5)
@@ -112,7 +110,7 @@ class Run:
             async with AsyncClient(
                 self._plan.pair, target=self._target, market_data=self._market_data, retry=_LOOK
             ) as client:
-                before = await self._until_ready(supervisor, client)
+                before = await until_open(supervisor, client)
                 funded = await fund(client)
                 price = _price_to_try((await client.ticker()).last_trade.price)
         spent_ms = (time.monotonic_ns() - started_ns) // 1_000_000
@@ -127,24 +125,6 @@ class Run:
             await supervisor.add(FLOW, self._flow_arguments())
         self._say(self._lines_to_try(price))
         await self._show(supervisor)
-
-    async def _until_ready(
-        self, supervisor: Supervisor, client: AsyncClient
-    ) -> pair_admin_pb2.GetStatusResponse:
-        """Wait for order entry and market data. Raises StartFailed with what is missing."""
-        ends_ns = time.monotonic_ns() + START_S * 1_000_000_000
-        while time.monotonic_ns() < ends_ns:
-            supervisor.check_hopeless()
-            try:
-                status = await client.status(_ONCE)
-                if status.engine_state == enums_pb2.ENGINE_STATE_READY:
-                    await client.ticker(_ONCE)
-                    return status
-                missing = f"the engine is {enums_pb2.EngineState.Name(status.engine_state)}"
-            except TryAgain as error:
-                missing = str(error)
-            await asyncio.sleep(0.05)
-        raise StartFailed(f"{self._plan.pair} did not open within {START_S} s: {missing}")
 
     def _flow_arguments(self) -> tuple[str, ...]:
         arguments: tuple[str, ...] = ("-m", "holdfast.flow", "--pair", self._plan.pair)
