@@ -31,6 +31,7 @@ from typing import Final, Self
 from exchange.book_layout import segment_name
 from exchange.config import RunFolder, segment_folder
 from exchange.ownership import remove_stale
+from exchange.segment import lock
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
@@ -300,6 +301,20 @@ def _lock_run_folder(run: Path) -> int:
     return fd
 
 
+def _owned(path: Path) -> bool:
+    """Say whether a living process holds a segment."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # Another user's.
+    try:
+        return not lock(fd)
+    finally:
+        os.close(fd)
+
+
 class Supervisor:
     """The processes of one pair, and whoever else is added. Use as an async context manager.
 
@@ -343,7 +358,7 @@ class Supervisor:
         segments.mkdir(parents=True, exist_ok=True)
         prefix = segment_name(self.plan.pair, "")
         self.cleaned = remove_stale(prefix, segments)
-        left = sorted(path.name for path in segments.glob(prefix + "*"))
+        left = sorted(path.name for path in segments.glob(prefix + "*") if _owned(path))
         if left:
             raise PairRunning(
                 f"{self.plan.pair} is running already: {', '.join(left)} in {segments} belong to"
