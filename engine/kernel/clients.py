@@ -5,7 +5,7 @@ oldest entry unlinks it by itself, because a chain walk ends at the first number
 window. An entry whose order still rests is not overwritten: it is carried forward as the newest.
 """
 
-from engine.kernel.book import live_slot
+from engine.kernel.book import SLOT_MASK, live_slot
 from engine.kernel.state import State
 from engine.vault_layout import (
     CLIENT_NUMBER,
@@ -15,14 +15,16 @@ from engine.vault_layout import (
     K_ORDER_ID,
     K_OWNER,
 )
+from exchange.atomics import prefetch
 from exchange.compiled import inlined
 from exchange.records import C_PRICE, C_QUANTITY, C_VERB
-from exchange.tables import int64, uint64
+from exchange.tables import address_of, int64, uint64
 
 # Odd 64-bit constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
 # generators, 2014), used as multiplicative mixers.
 _FIRST = uint64(0xBF58476D1CE4E5B9)
 _SECOND = uint64(0x94D049BB133111EB)
+ENTRIES_AHEAD = 8
 
 
 @inlined
@@ -84,3 +86,6 @@ def remember(
     s.entries[row, K_ORDER_ID] = order_id
     s.entries[row, K_EXECUTION] = execution
     _push(s, number, row, chain_of(s, account, client_order_id))
+    # Some orders later this entry's place is asked whether its order still rests.
+    ahead = s.entries[(number + ENTRIES_AHEAD) & (window - 1), K_ORDER_ID] & SLOT_MASK
+    prefetch(address_of(s.orders, ahead))

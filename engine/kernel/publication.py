@@ -36,7 +36,7 @@ from engine.vault_layout import (
     TIME_NS,
     TRADE_COUNT,
 )
-from exchange.atomics import fence_release, store_relaxed_at, store_release_at
+from exchange.atomics import fence_release, prefetch, store_relaxed_at, store_release_at
 from exchange.book_layout import (
     BEST_TICK,
     BOOK_SEQUENCE,
@@ -83,6 +83,7 @@ from exchange.tables import address_of
 
 DEPTH_EVERY_EVENTS = 1024
 DEPTH_EVERY_NS = 1_000_000
+EVENTS_AHEAD = 16
 LARGEST = (1 << 63) - 1
 
 
@@ -154,6 +155,8 @@ def publish_event(s: State, verb: int, price: int, lots: int, count: int) -> Non
     s.events[row, EVENT_TIME_NS] = s.work[W_TIME_NS]
     store_release_at(commit, position + 1)
     store_release_at(address_of(s.book, EVENT_HEAD), position + 1)
+    # The ring is far larger than the caches: have the lines to come on their way.
+    prefetch(address_of(s.events, (position + EVENTS_AHEAD) & (s.scalars[EVENT_CAPACITY] - 1)))
 
 
 @inlined
