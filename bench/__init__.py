@@ -2,11 +2,17 @@
 
 from collections.abc import Callable
 
+from bench.durability import run_batches, run_journal, run_replay
 from bench.harness import Rounds, Row
 from bench.kernels import run_book, run_flows, run_kernel
+from bench.rings import run_rings
 
 BENCHMARKS: dict[str, tuple[str, Callable[[Rounds], list[Row]]]] = {
     "kernel": ("the kernel, every feature on, against a null kernel and the twin", run_kernel),
     "book": ("the least the kernel can be asked to do", run_book),
     "flows": ("five markets against the normal one", run_flows),
+    "ring": ("one command at a time, process to process and back", run_rings),
+    "batches": ("the sequencer's loop by the size of its batches", run_batches),
+    "journal": ("the journal against a bare sync", run_journal),
+    "replay": ("recovery against the live kernel", run_replay),
 }

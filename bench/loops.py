@@ -1,6 +1,16 @@
 """Compiled loops to compare with: what the machine does when there is nothing to decide."""
 
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from exchange.atomics import Words, fence_acquire, load_acquire, pause
 from exchange.compiled import kernel
+from exchange.ring import Rows, drain_rows, push_rows
+from exchange.seqlock import read_stable, read_unchecked
 from exchange.tables import words
 
 
@@ -34,3 +44,90 @@ def null_batch(
     work[0] += applied
     work[1] = applied
     return applied
+
+
+@intrinsic
+def cycles(_typing_context: Any) -> Any:
+    """Return the processor's cycle counter."""
+
+    def generate(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
+        counter = ir.FunctionType(ir.IntType(64), [])
+        name = "llvm.readcyclecounter"
+        return builder.call(cgutils.get_or_insert_function(builder.module, counter, name), [])
+
+    return types.int64(), generate
+
+
+@kernel
+def count_cycles() -> int:
+    """Return the cycle counter, to be compared with a clock."""
+    return int(cycles())
+
+
+@kernel
+def ping(
+    control: Words,
+    records: Rows,
+    cursors: Words,
+    back_control: Words,
+    back_records: Rows,
+    back_cursors: Words,
+    cache: Rows,
+    row: Rows,
+    samples: Words,
+) -> None:
+    """Send one record at a time and wait for its echo; leave the cycles of each round trip."""
+    for index in range(samples.shape[0]):
+        start = cycles()
+        push_rows(control, records, cursors, 0, cache[0], row, 1)
+        while drain_rows(back_control, back_records, back_cursors, 0, cache[1], row, 1) == 0:
+            pause()
+        samples[index] = cycles() - start
+
+
+@kernel
+def echo(
+    control: Words,
+    records: Rows,
+    cursors: Words,
+    back_control: Words,
+    back_records: Rows,
+    back_cursors: Words,
+    cache: Rows,
+    row: Rows,
+    count: int,
+) -> None:
+    """Send so many records back, one at a time."""
+    for _ in range(count):
+        while drain_rows(control, records, cursors, 0, cache[0], row, 1) == 0:
+            pause()
+        push_rows(back_control, back_records, back_cursors, 0, cache[1], row, 1)
+
+
+@kernel
+def wait_until(control: Words, index: int, value: int, spins: int) -> bool:
+    """Look at a word until it has reached a value; False after so many looks in vain."""
+    for _ in range(spins):
+        if load_acquire(control, index) >= value:
+            return True
+        pause()
+    return False
+
+
+@kernel
+def read_often(words: Words, version: int, source: Words, out: Words, count: int) -> int:
+    """Read a record stably so many times; return how often that worked."""
+    done = 0
+    for _ in range(count):
+        done += read_stable(words, version, source, out, 1_000)
+    return done
+
+
+@kernel
+def copy_often(source: Words, out: Words, count: int) -> int:
+    """Copy a record so many times."""
+    for _ in range(count):
+        read_unchecked(source, out)
+        # Or the compiler copies once.
+        fence_acquire()
+    return count

@@ -1,0 +1,176 @@
+"""One command at a time, from process to process and back, both ends spinning."""
+
+import multiprocessing
+import os
+import platform
+import time
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.harness import Rounds, Row, percentile, span
+from bench.loops import count_cycles, echo, ping
+from bench.pair import Line, Pair
+from bench.venue import ACCOUNTS, funding
+from exchange.enums import CommandKind, OrderType, SelfTradePrevention, Side, TimeInForce
+from exchange.ownership import Borrowed, Field, Layout, Owned, SegmentMissing
+from exchange.records import (
+    C_CLIENT_ORDER_ID,
+    C_PRICE,
+    C_QUANTITY,
+    C_VERB,
+    COMMAND_WORDS,
+    Rows,
+    command_price,
+    command_verb,
+)
+from exchange.ring import ring_layout
+
+CAPACITY: Final = 1 << 10
+
+
+def _cursor_layout() -> Layout:
+    return Layout("bench-cursors", 1, [Field("cursors", "int64", 8)])
+
+
+def _echo_process(name: str, count: int) -> None:
+    """Own the way back and the cursor of the way there; send everything back."""
+    layout = ring_layout("bench-ring", CAPACITY, COMMAND_WORDS)
+    there, back_cursor = (
+        Borrowed.open(f"{name}-there", layout),
+        Borrowed.open(f"{name}-back-cursor", _cursor_layout()),
+    )
+    cursor, back = (
+        Owned.claim(f"{name}-there-cursor", _cursor_layout()),
+        Owned.claim(f"{name}-back", layout),
+    )
+    echo(
+        there["control"],
+        there["records"],
+        cursor["cursors"],
+        back["control"],
+        back["records"],
+        back_cursor["cursors"],
+        np.zeros((2, 8), np.int64),
+        np.zeros((1, COMMAND_WORDS), np.int64),
+        count,
+    )
+    for owned in (cursor, back):
+        owned.close()
+    for borrowed in (there, back_cursor):
+        borrowed.close()
+
+
+def _wait_for(name: str, layout: Layout) -> Borrowed:
+    while True:
+        try:
+            return Borrowed.open(name, layout)
+        except SegmentMissing:
+            time.sleep(0.001)
+
+
+def _ping_pong(counts: list[int]) -> list[npt.NDArray[np.int64]]:
+    """Return the cycles of every round trip, in one array per pass."""
+    layout, name = (
+        ring_layout("bench-ring", CAPACITY, COMMAND_WORDS),
+        f"holdfast-bench-{os.getpid()}",
+    )
+    there, back_cursor = (
+        Owned.claim(f"{name}-there", layout),
+        Owned.claim(f"{name}-back-cursor", _cursor_layout()),
+    )
+    child = multiprocessing.get_context("spawn").Process(
+        target=_echo_process, args=(name, sum(counts))
+    )
+    child.start()
+    cursor = _wait_for(f"{name}-there-cursor", _cursor_layout())
+    back = _wait_for(f"{name}-back", layout)
+    passes = []
+    cache, row = np.zeros((2, 8), np.int64), np.ones((1, COMMAND_WORDS), np.int64)
+    for count in counts:
+        samples = np.zeros(count, np.int64)
+        ping(
+            there["control"],
+            there["records"],
+            cursor["cursors"],
+            back["control"],
+            back["records"],
+            back_cursor["cursors"],
+            cache,
+            row,
+            samples,
+        )
+        passes.append(samples)
+    child.join()
+    for borrowed in (cursor, back):
+        borrowed.close()
+    for owned in (there, back_cursor):
+        owned.close(unlink=True)
+    for suffix, left in (("there-cursor", _cursor_layout()), ("back", layout)):
+        Owned.claim(f"{name}-{suffix}", left).close(unlink=True)
+    return passes
+
+
+def _cycle_seconds() -> float:
+    start, start_ns = count_cycles(), time.perf_counter_ns()
+    while time.perf_counter_ns() - start_ns < 50_000_000:
+        pass
+    passed_ns = time.perf_counter_ns() - start_ns
+    return passed_ns / 1e9 / (count_cycles() - start)
+
+
+def _add_and_cancel(pairs: int) -> Rows:
+    """Return commands that come to nothing: an order, its cancel, the next order."""
+    rows = np.zeros((2 * pairs, COMMAND_WORDS), np.int64)
+    account = (1 + np.arange(pairs) % ACCOUNTS) << 32
+    new = command_verb(
+        CommandKind.NEW_ORDER, 0, Side.BUY, OrderType.LIMIT, TimeInForce.GOOD_TILL_CANCELLED
+    )
+    rows[0::2, C_VERB] = account | new
+    rows[1::2, C_VERB] = account | command_verb(CommandKind.CANCEL_ORDER, 0)
+    rows[:, C_CLIENT_ORDER_ID] = 1 + np.arange(2 * pairs) // 2
+    rows[0::2, C_PRICE] = command_price(1_000, SelfTradePrevention.CANCEL_NEWEST)
+    rows[0::2, C_QUANTITY] = 10
+    return rows
+
+
+def _through_engine(pairs: int, passes: int, durability: str) -> list[list[float]]:
+    """Return the seconds of every command through a real engine process, one list per pass."""
+    with Pair(durability, spins=1 << 24) as pair:
+        line = Line(pair, 0)
+        line.carry(funding())
+        found = []
+        for number in range(passes):
+            rows = _add_and_cancel(pairs)
+            rows[:, C_CLIENT_ORDER_ID] += number * pairs
+            seconds = []
+            for index in range(len(rows)):
+                start_ns = time.perf_counter_ns()
+                line.carry(rows[index : index + 1])
+                seconds.append((time.perf_counter_ns() - start_ns) / 1e9)
+            found.append(seconds)
+        line.close()
+    return found
+
+
+def _row(subject: str, passes: list[list[float]], must: str, note: str) -> Row:
+    middle = [float(np.median([percentile(one, at) for one in passes])) for at in (50, 99)]
+    return Row(subject, f"p50 {span(middle[0])}, p99 {span(middle[1])}", must=must, note=note)
+
+
+def run_rings(rounds: Rounds) -> list[Row]:
+    """Measure the bare ring, and the ring with the product behind it."""
+    rows = []
+    if platform.machine() in {"x86_64", "AMD64"}:
+        second = _cycle_seconds()
+        samples = _ping_pong([rounds.size(200_000, 50_000)] * (rounds.count + 1))[1:]
+        bare = [(sample * second).tolist() for sample in samples]
+        rows.append(_row("ring to ring, both ends compiled", bare, "", "no kernel, no journal"))
+    for durability in ("os", "fsync"):
+        pairs = rounds.size(4_000, 1_000)
+        passes = _through_engine(pairs, rounds.count + 1, durability)[1:]
+        must = "p50 1 µs" if durability == "os" else ""
+        note = f"engine process, spinning; its loop is Python; journal with {durability}"
+        rows.append(_row("ring, journal, kernel, log, sequence seen", passes, must, note))
+    return rows
