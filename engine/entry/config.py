@@ -27,8 +27,8 @@ class EntryConfig:
     """Shared by all order-entry processes of the pair; 0: any free one, then not shared."""
     grace_s: int = 5
     """How long open calls may go on after a goodbye."""
-    index_folder: Path = Path("entry")
-    """Folder of the order index snapshots of all processes of the pair."""
+    state_folder: Path | None = None
+    """Where this process keeps what it may lose; none: in the pair's run folder."""
     snapshot_executions: int = 2_000_000
     """A snapshot of the order index is written after so many executions: what a restart has to
     read again at most, a fraction of a second."""
@@ -48,6 +48,11 @@ class EntryConfig:
         return self
 
     @property
+    def index_folder(self) -> Path:
+        """Return the folder of the order index snapshots of all processes of the pair."""
+        return self.state_folder or self.run.folder / "entry"
+
+    @property
     def index_snapshot(self) -> Path:
         """Return this process's snapshot of the order index."""
         return self.index_folder / f"orders-{self.ring}.npz"
@@ -58,7 +63,7 @@ def parse(arguments: Sequence[str] | None = None) -> EntryConfig:
     environment = os.environ
     pair, folder = environment.get("HOLDFAST_PAIR"), environment.get("HOLDFAST_RUN")
     host, _, port = environment.get("HOLDFAST_ENTRY_ADDRESS", "127.0.0.1:0").rpartition(":")
-    ring = environment.get("HOLDFAST_RING")
+    ring, state = environment.get("HOLDFAST_RING"), environment.get("HOLDFAST_ENTRY_STATE")
     parser = argparse.ArgumentParser(
         prog="python -m engine.entry_server", description="Serve order entry of one pair."
     )
@@ -72,12 +77,11 @@ def parse(arguments: Sequence[str] | None = None) -> EntryConfig:
     parser.add_argument("--instruments", type=Path, help="instruments file instead of the built-in")
     parser.add_argument("--grace", default=5, type=int, help="seconds open calls may go on at exit")
     given = parser.parse_args(arguments)
-    run = RunFolder(given.run, given.pair)
     try:
         return EntryConfig(
             instrument=load_instrument(given.pair, given.instruments),
-            run=run,
-            index_folder=Path(environment.get("HOLDFAST_ENTRY_STATE", run.folder / "entry")),
+            run=RunFolder(given.run, given.pair),
+            state_folder=Path(state) if state else None,
             ring=given.ring,
             host=given.host,
             port=given.port,
