@@ -253,11 +253,14 @@ class Author:
         return self.dice.number(1, self.universe.lots)
 
     def amount(self, asset: Asset = Asset.QUOTE) -> int:
-        """Return an amount of units."""
+        """Return an amount of units: plenty, or only enough for an order or two."""
+        pair, lots = self.universe.instrument, self.universe.lots
+        poor = self.dice.number(0, 3) == 0
         if asset == Asset.BASE:
-            lots = 60 * self.universe.lots * self.universe.instrument.base_units_per_lot
-            return self.dice.number(1, min(lots, 1 << 59))
-        return self.dice.number(1, self.universe.amount)
+            most = (2 if poor else 60) * lots * pair.base_units_per_lot
+            return self.dice.number(1, min(most, 1 << 59))
+        enough = 2 * lots * self.universe.highest * pair.quote_units_per_tick_lot
+        return self.dice.number(1, min(enough, 1 << 60) if poor else self.universe.amount)
 
     def worth(self) -> int:
         """Return the amount of an order by amount."""
