@@ -69,6 +69,8 @@ class TransferKind(IntEnum):
     STAKE = 12
     CLOSE = 13
     """The close of a day: moves nothing."""
+    SNAPSHOT = 14
+    """The root of an asset's liabilities: moves nothing."""
 
 
 class Phase(IntEnum):

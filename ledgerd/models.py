@@ -59,9 +59,7 @@ class Account(SQLModel, table=True):
 
     __tablename__ = "accounts"
     __table_args__ = (
-        Index(
-            "accounts_name", "owner_kind", "owner_id", "purpose", "pair", "asset", unique=True
-        ),
+        Index("accounts_name", "owner_kind", "owner_id", "purpose", "pair", "asset", unique=True),
         Index(
             "accounts_trader",
             "owner_id",
@@ -102,13 +100,15 @@ class Stream(SQLModel, table=True):
     __tablename__ = "streams"
     id: int = Field(sa_column=_key(Integer))
     pair: str = Field(unique=True)
-    """Empty for the books' own."""
+    """Empty for the books' own, as its assets are."""
+    base: str
+    quote: str
     cursor: int = Field(sa_column=_int8())
     """The next number."""
     sequence: int = Field(sa_column=_int8())
     """Sequence of the last execution posted; 0 in the books' own."""
-    issued: int = Field(sa_column=_int8())
-    """Number of the last instruction given to the pair's engine."""
+    transfer_id: int = Field(sa_column=_int8())
+    """The entry that listed the pair."""
     posted_ns: int = Field(sa_column=_int8())
     head: bytes = Field(sa_column=Column(BYTEA, nullable=False))
 
@@ -224,12 +224,14 @@ class Snapshot(SQLModel, table=True):
     """The root of one asset's liabilities at one moment."""
 
     __tablename__ = "snapshots"
+    __table_args__ = (Index("snapshots_transfer", "transfer_id"),)
     id: int = Field(sa_column=_key())
     asset: str
     time_ns: int = Field(sa_column=_int8())
     root: bytes = Field(sa_column=Column(BYTEA, nullable=False))
     total: int = Field(sa_column=_int8())
     leaf_count: int = Field(sa_column=_int8())
+    transfer_id: int = Field(sa_column=_int8())
 
 
 class Leaf(SQLModel, table=True):

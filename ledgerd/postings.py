@@ -12,7 +12,7 @@ step out of its bounds, at most 2**61 beyond one of them, still does.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -20,9 +20,7 @@ import numpy as np
 from exchange import records
 from exchange.enums import Asset, ExecutionKind, Reason, Side
 from exchange.instrument import Instrument
-from ledgerd.chart import Phase, TransferKind
-from ledgerd.models import STREAM_SHIFT
-from ledgerd.rows.copying import (
+from ledgerd.books.copying import (
     P_ACCOUNT,
     P_AMOUNT,
     P_BALANCE,
@@ -38,6 +36,8 @@ from ledgerd.rows.copying import (
     TRANSFER_COLUMNS,
     Rows,
 )
+from ledgerd.chart import Phase, TransferKind
+from ledgerd.models import STREAM_SHIFT
 
 TRADE_LEGS: Final = 6
 MONEY_KINDS: Final = (ExecutionKind.TRADE, ExecutionKind.ALLOTTED, ExecutionKind.RELEASED)
@@ -47,6 +47,10 @@ REFUSED_FUNDS: Final = (Reason.BALANCE_OVERFLOW, Reason.INSUFFICIENT_FUNDS)
 
 class FeedContradiction(Exception):
     """The feed says what cannot be; settlement of the pair must stop. Names number and reason."""
+
+
+class AccountMissing(FeedContradiction):
+    """The feed moves money of an account that the books, as far as they are read, do not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +158,8 @@ def _trade_postings(pair: Instrument, accounts: PairAccounts, rows: Rows, ids: R
     legs[:, 4, P_AMOUNT] = taker_fees
     legs[:, 5, P_AMOUNT] = maker_fees
     flat = legs.reshape(-1, POSTING_COLUMNS)
-    return flat[flat[:, P_AMOUNT] != 0]
+    moving: Rows = flat[flat[:, P_AMOUNT] != 0]
+    return moving
 
 
 def _known(accounts: PairAccounts, owners: Rows, ids: Rows) -> None:
@@ -164,7 +169,7 @@ def _known(accounts: PairAccounts, owners: Rows, ids: Rows) -> None:
     if len(unknown):
         first = int(unknown[0])
         number = int(ids[first]) & ((1 << STREAM_SHIFT) - 1)
-        raise FeedContradiction(
+        raise AccountMissing(
             f"execution {number} is a trade of account {int(owners[first])}, to which the books"
             " allotted nothing"
         )
@@ -196,7 +201,7 @@ def _funds(
     moves = _Moves()
     if not len(places):
         return moves
-    known = told([int(number) for number in rows[places, records.E_TRANSFER_NUMBER]])
+    known = dict(told([int(number) for number in rows[places, records.E_TRANSFER_NUMBER]]))
     for place in places:
         row, transfer_id = rows[place], int(ids[place])
         kind = ExecutionKind(int(kinds[place]))
@@ -206,6 +211,7 @@ def _funds(
         _check_told(instruction, kind, row, transfer_id)
         assert instruction is not None
         _move(moves, accounts, instruction, kind, row, transfer_id)
+        known[int(row[records.E_TRANSFER_NUMBER])] = replace(instruction, resolved=True)
     return moves
 
 
@@ -220,9 +226,7 @@ def _answers(instruction: Told | None, row: Rows) -> bool:
     return asks == tuple(int(value) for value in says) and int(records.reason_of(row)) == reason
 
 
-def _check_told(
-    instruction: Told | None, kind: ExecutionKind, row: Rows, transfer_id: int
-) -> None:
+def _check_told(instruction: Told | None, kind: ExecutionKind, row: Rows, transfer_id: int) -> None:
     number, told_number = transfer_id & ((1 << STREAM_SHIFT) - 1), row[records.E_TRANSFER_NUMBER]
     start = f"execution {number} says {kind.name} for transfer {told_number}"
     if instruction is None:
@@ -260,6 +264,8 @@ def _move(
     moves.transfers.append(head)
     moves.resolved.append((told.transfer_id, transfer_id))
     place = (told.owner_id, told.asset - 1)
+    if told.owner_id >= len(accounts.allotted) or not accounts.allotted[place]:
+        raise AccountMissing(f"account {told.owner_id} was told funds without an account for them")
     keeping, trading = int(accounts.allotted[place]), int(accounts.trading[place])
     flight = int(accounts.in_flight[place])
     if told.kind == TransferKind.ALLOT:

@@ -35,11 +35,13 @@ CREATE TABLE balances (
 CREATE TABLE streams (
     id integer PRIMARY KEY,
     pair varchar NOT NULL UNIQUE,
-    cursor bigint NOT NULL,
-    sequence bigint NOT NULL,
-    issued bigint NOT NULL,
-    posted_ns bigint NOT NULL,
-    head bytea NOT NULL
+    base varchar NOT NULL DEFAULT '',
+    quote varchar NOT NULL DEFAULT '',
+    cursor bigint NOT NULL DEFAULT 0,
+    sequence bigint NOT NULL DEFAULT 0,
+    transfer_id bigint NOT NULL,
+    posted_ns bigint NOT NULL DEFAULT 0,
+    head bytea NOT NULL DEFAULT ''
 ) WITH (fillfactor = 10);
 CREATE TABLE transfers (
     id bigint PRIMARY KEY,
@@ -120,8 +122,10 @@ CREATE TABLE snapshots (
     time_ns bigint NOT NULL,
     root bytea NOT NULL,
     total bigint NOT NULL,
-    leaf_count bigint NOT NULL
+    leaf_count bigint NOT NULL,
+    transfer_id bigint NOT NULL
 );
+CREATE INDEX snapshots_transfer ON snapshots (transfer_id);
 CREATE TABLE leaves (
     snapshot bigint NOT NULL,
     position bigint NOT NULL,
@@ -130,7 +134,7 @@ CREATE TABLE leaves (
     nonce bytea NOT NULL,
     PRIMARY KEY (snapshot, position)
 );
-INSERT INTO streams VALUES (0, '', 0, 0, 0, 0, '\\x');
+INSERT INTO streams (id, pair, transfer_id) VALUES (0, '', -1);
 """
 
 REFUSAL = """
@@ -171,7 +175,7 @@ def upgrade() -> None:
         op.execute(f"GRANT SELECT, INSERT ON {table} TO holdfast_service")
     op.execute("GRANT SELECT, INSERT, UPDATE (amount, version) ON balances TO holdfast_service")
     op.execute(
-        "GRANT SELECT, INSERT, UPDATE (cursor, sequence, issued, posted_ns, head) ON streams"
+        "GRANT SELECT, INSERT, UPDATE (cursor, sequence, posted_ns, head) ON streams"
         " TO holdfast_service"
     )
     op.execute("GRANT SELECT ON alembic_version TO holdfast_service")

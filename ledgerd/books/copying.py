@@ -47,7 +47,7 @@ class RowForm:
     def copy_in(self) -> str:
         """Return the statement that takes rows."""
         names = ", ".join(self.columns)
-        return f"COPY {self.table} ({names}) FROM STDIN (FORMAT binary)"  # noqa: S608
+        return f"COPY {self.table} ({names}) FROM STDIN (FORMAT binary)"
 
     def copy_out(self, condition: str) -> str:
         """Return the statement that gives the rows a condition and order choose."""

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from ledgerd.rows.copying import (
+from ledgerd.books.copying import (
     P_TRANSFER,
     T_CHECK,
     T_ID,
@@ -25,6 +25,26 @@ from ledgerd.rows.copying import (
 
 START: Final = b""
 """The head of a chain without seals."""
+EXTRAS: Final = {
+    "assets": ("code", "decimals", "transfer_id"),
+    "accounts": ("id", "owner_kind", "owner_id", "purpose", "pair", "asset", "transfer_id"),
+    "streams": ("id", "pair", "base", "quote", "transfer_id"),
+    "pendings": ("transfer_id", "source_id", "hold_id", "target_id", "amount", "expires_ns"),
+    "resolutions": ("pending_id", "transfer_id"),
+    "requests": ("id", "transfer_id", "digest", "actor", "note"),
+    "instructions": (
+        "stream",
+        "number",
+        "transfer_id",
+        "kind",
+        "owner_id",
+        "asset",
+        "amount",
+    ),
+    "closes": ("day", "asset", "purpose", "amount", "account_count", "transfer_id"),
+    "snapshots": ("id", "asset", "time_ns", "root", "total", "leaf_count", "transfer_id"),
+}
+"""The small tables, and which of their columns are sealed: each row with the transfer it names."""
 _ODD: Final = (
     0x9E3779B97F4A7C15,
     0xC2B2AE3D27D4EB4F,
@@ -61,12 +81,12 @@ def seal_hash(
     """Return the SHA-256 of a commit on top of what was there before.
 
     `transfers` (t, 6) sorted by id and `postings` (p, 6) sorted by account and version have the
-    columns of `ledgerd.rows.copying`; `lines` are the other rows, in any order.
+    columns of `ledgerd.books.copying`; `lines` are the other rows, in any order.
     """
     digest = hashlib.sha256(len(previous).to_bytes(1, "little") + previous)
     digest.update(numbers.in_bytes())
-    digest.update(np.ascontiguousarray(transfers, "<i8"))
-    digest.update(np.ascontiguousarray(postings, "<i8"))
+    digest.update(np.ascontiguousarray(transfers, "<i8").data)
+    digest.update(np.ascontiguousarray(postings, "<i8").data)
     for line in sorted(lines):
         digest.update(line.encode() + b"\n")
     return digest.digest()
@@ -75,7 +95,8 @@ def seal_hash(
 def line(table: str, *values: object) -> str:
     """Return the line that stands for a row of one of the small tables."""
     shown = (value.hex() if isinstance(value, bytes) else str(value) for value in values)
-    return "\t".join((table, *shown))
+    # Text is quoted, so that no tab or line end in it can pass for another value or row.
+    return "\t".join((table, *map(repr, shown)))
 
 
 def _mixed(rows: Rows, columns: Iterable[int]) -> Rows:

@@ -1,0 +1,375 @@
+"""The books, for whoever may write them. Every write of the service is a method of `Ledger`.
+
+Each method is one transaction, posted wholly or not at all, and safe to call again: a request by
+its id, an engine's executions by their numbers. What cannot be done is `Refused` with a sentence;
+what must not have happened (an engine that contradicts the books) is an exception of its own.
+
+It decides nothing about who may ask: that is the door's business.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+from uuid import UUID
+
+import numpy as np
+import psycopg
+from sqlalchemy import Engine, event
+
+from exchange import records
+from exchange.enums import Asset
+from exchange.instrument import Instrument
+from exchange.refusal import Refusal, Refused
+from ledgerd import chart
+from ledgerd.books.commit import Commit, Connection, Overdrawn, lock_stream
+from ledgerd.books.copying import (
+    P_ACCOUNT,
+    P_BALANCE,
+    P_TRANSFER,
+    Int8ArrayDumper,
+    Rows,
+)
+from ledgerd.books.entries import Entries, insufficient, unknown_pair
+from ledgerd.chart import AccountName, Phase, Purpose, TransferKind
+from ledgerd.models import STREAM_SHIFT
+from ledgerd.postings import (
+    AccountMissing,
+    Batch,
+    FeedContradiction,
+    PairAccounts,
+    Told,
+    settled,
+)
+from ledgerd.transfers import NewTransfer, Posted, first_refusal
+
+DEADLOCK_RETRIES: Final = 8
+"""Two streams that return money to the same owners may lock them crosswise; one has to retry."""
+
+
+class BooksDiffer(FeedContradiction):
+    """An engine holds other money than the books say at the same execution."""
+
+
+def at_connection(engine: Engine) -> None:
+    """Teach every connection of a pool to send integer arrays."""
+
+    @event.listens_for(engine, "connect")
+    def _taught(connection: Any, _record: Any) -> None:
+        connection.adapters.register_dumper(np.ndarray, Int8ArrayDumper)
+
+
+class Ledger:
+    """The writer's side of the books, over a pool of connections as the service's role."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], int]) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._pairs: dict[str, PairAccounts] = {}
+        at_connection(engine)
+
+    # Transactions.
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        pooled = self._engine.raw_connection()
+        connection = pooled.driver_connection
+        assert isinstance(connection, psycopg.Connection)
+        try:
+            yield connection
+            connection.commit()
+        except psycopg.OperationalError:
+            # Of a dead connection nothing more can be asked; the pool makes a new one.
+            if connection.closed or connection.broken:
+                pooled.invalidate()
+            raise
+        finally:
+            # Giving it back rolls back whatever was not committed.
+            pooled.close()
+
+    def _done(self, work: Callable[[Connection], Any]) -> Any:
+        """Run a transaction, again when the database broke a deadlock at its cost."""
+        for _ in range(DEADLOCK_RETRIES):
+            try:
+                with self._transaction() as connection:
+                    return work(connection)
+            except psycopg.errors.DeadlockDetected:
+                continue
+        with self._transaction() as connection:
+            return work(connection)
+
+    # What there is: assets, pairs, accounts.
+
+    def list_asset(self, code: str, decimals: int) -> None:
+        """Enter an asset, once; the same code with other decimals is refused."""
+        if not 0 < len(code) <= chart.NAME_CHARACTERS or not 0 <= decimals <= 18:
+            limit = f"a code of 1 to {chart.NAME_CHARACTERS} characters and 0 to 18 decimals"
+            raise Refused(Refusal.of_field("ASSET_INVALID", "asset", f"{code} {decimals}", limit))
+
+        def work(connection: Connection) -> None:
+            books = Entries(connection)
+            query = "SELECT decimals FROM assets WHERE code = %s"
+            known = connection.execute(query, (code,)).fetchone()
+            if known is not None and known[0] != decimals:
+                limit = f"{known[0]}, as it was listed"
+                raise Refused(Refusal.of_field("ASSET_LISTED", "decimals", decimals, limit))
+            if known is None:
+                entry = books.entry(TransferKind.ASSET_LISTED, self._clock())
+                books.commit.add("assets", [(code, decimals, entry)])
+                books.write(self._clock)
+
+        self._done(work)
+
+    def list_pair(self, instrument: Instrument) -> int:
+        """Enter a pair and its fee account, once; return the number of its stream."""
+        self.list_asset(instrument.base_asset, instrument.base_decimals)
+        self.list_asset(instrument.quote_asset, instrument.quote_decimals)
+
+        def work(connection: Connection) -> int:
+            books = Entries(connection)
+            query = "SELECT id FROM streams WHERE pair = %s"
+            known = connection.execute(query, (instrument.pair,)).fetchone()
+            if known is not None:
+                return int(known[0])
+            last = connection.execute("SELECT max(id) FROM streams").fetchone()
+            assert last is not None
+            stream = int(last[0]) + 1
+            entry = books.entry(TransferKind.PAIR_LISTED, self._clock())
+            books.commit.add(
+                "streams",
+                [(stream, instrument.pair, instrument.base_asset, instrument.quote_asset, entry)],
+            )
+            books.opened([chart.fees(instrument.quote_asset, instrument.pair)], self._clock())
+            books.write(self._clock)
+            return stream
+
+        return int(self._done(work))
+
+    def open_accounts(self, names: Sequence[AccountName]) -> list[int]:
+        """Open what is not open yet; return the accounts' ids in the order of the names."""
+        for name in names:
+            fault = name.fault()
+            if fault is not None:
+                raise Refused(Refusal.of_field("ACCOUNT_INVALID", *fault))
+
+        def work(connection: Connection) -> list[int]:
+            books = Entries(connection)
+            ids = books.opened(names, self._clock())
+            books.write(self._clock)
+            return [ids[name] for name in names]
+
+        found: list[int] = self._done(work)
+        return found
+
+    # Transfers asked for.
+
+    def post(self, transfers: Sequence[NewTransfer]) -> list[Posted]:
+        """Post transfers in one commit: all of them or, with a refusal, none.
+
+        One that was posted before with the same content is answered as it was then.
+        """
+        refusal = first_refusal(transfers)
+        if refusal is not None:
+            raise Refused(refusal)
+
+        def work(connection: Connection) -> list[Posted]:
+            books = Entries(connection)
+            answers = [books.posted(transfer, self._clock()) for transfer in transfers]
+            books.write(self._clock)
+            return answers
+
+        try:
+            answers: list[Posted] = self._done(work)
+        except Overdrawn as error:
+            raise Refused(insufficient(error)) from error
+        return answers
+
+    def expire(self) -> list[int]:
+        """Void the pending transfers whose time is over; return their ids."""
+
+        def work(connection: Connection) -> list[int]:
+            books = Entries(connection)
+            now_ns = self._clock()
+            query = """
+                SELECT transfer_id FROM pendings
+                WHERE expires_ns BETWEEN 1 AND %s AND NOT EXISTS (
+                    SELECT FROM resolutions WHERE pending_id = pendings.transfer_id)
+                ORDER BY transfer_id LIMIT 1000
+            """
+            over = [int(row[0]) for row in connection.execute(query, (now_ns,))]
+            for pending_id in over:
+                books.resolve(books.pending(pending_id), Phase.VOIDED, 0, now_ns)
+            books.write(self._clock)
+            return over
+
+        voided: list[int] = self._done(work)
+        return voided
+
+    # Money for engines.
+
+    def allot(
+        self, request: UUID, pair: str, owner_id: int, asset: Asset, amount: int, actor: str = ""
+    ) -> int:
+        """Set trading money aside for a pair's engine; return the number of the instruction.
+
+        The money is in flight until the engine's feed says that it arrived, or was refused.
+        """
+        return self._instruct(request, TransferKind.ALLOT, pair, owner_id, asset, amount, actor)
+
+    def recall(
+        self, request: UUID, pair: str, owner_id: int, asset: Asset, amount: int, actor: str = ""
+    ) -> int:
+        """Ask a pair's engine for free money back; return the number of the instruction.
+
+        No money moves until the engine's feed says that it was released.
+        """
+        return self._instruct(request, TransferKind.RELEASE, pair, owner_id, asset, amount, actor)
+
+    def _instruct(
+        self,
+        request: UUID,
+        kind: TransferKind,
+        pair: str,
+        owner_id: int,
+        asset: Asset,
+        amount: int,
+        actor: str,
+    ) -> int:
+        if not 0 < amount <= chart.BOUND_UNITS // 2:
+            limit = f"from 1 to {chart.BOUND_UNITS // 2}"
+            raise Refused(Refusal.of_field("AMOUNT_OUT_OF_RANGE", "amount", amount, limit))
+        if asset not in {Asset.BASE, Asset.QUOTE}:
+            raise Refused(Refusal.of_field("ASSET_INVALID", "asset", asset, "base or quote"))
+        told = Told(kind, owner_id, asset, amount, 0)
+
+        def work(connection: Connection) -> int:
+            books = Entries(connection)
+            number: int = books.instructed(request, pair, told, actor, self._clock())
+            books.write(self._clock)
+            return number
+
+        try:
+            return int(self._done(work))
+        except Overdrawn as error:
+            raise Refused(insufficient(error)) from error
+
+    # What engines say.
+
+    def cursor(self, pair: str) -> int:
+        """Return the number of the next execution of a pair to settle."""
+        with self._transaction() as connection:
+            query = "SELECT cursor FROM streams WHERE pair = %s"
+            found = connection.execute(query, (pair,)).fetchone()
+        if found is None:
+            raise Refused(unknown_pair(pair))
+        return int(found[0])
+
+    def settle(self, instrument: Instrument, rows: Rows, cursor_from: int) -> int:
+        """Post what executions (n, 16), numbered from `cursor_from`, did; return the new cursor.
+
+        Raises CursorMoved when the books are elsewhere (settled already, by this process or
+        another, or restored), FeedContradiction or Overdrawn when the engine says what cannot be.
+        """
+        assert len(rows), "nothing to settle"
+        accounts = self._pairs.get(instrument.pair) or self._read_pair(instrument)
+
+        def work(connection: Connection) -> int:
+            return _settle(connection, instrument, accounts, rows, cursor_from, self._clock)
+
+        try:
+            return int(self._done(work))
+        except AccountMissing:
+            accounts = self._read_pair(instrument)
+            return int(self._done(work))
+
+    def _read_pair(self, instrument: Instrument) -> PairAccounts:
+        with self._transaction() as connection:
+            accounts = _pair_accounts(connection, instrument)
+        self._pairs[instrument.pair] = accounts
+        return accounts
+
+
+def _settle(
+    connection: Connection,
+    instrument: Instrument,
+    accounts: PairAccounts,
+    rows: Rows,
+    cursor_from: int,
+    clock: Callable[[], int],
+) -> int:
+    state = lock_stream(connection, accounts.stream, cursor_from)
+    sequences = rows[:, records.E_SEQUENCE]
+    if sequences[0] < state.sequence or (np.diff(sequences) < 0).any():
+        raise FeedContradiction(
+            f"executions from {cursor_from} on go back behind command {state.sequence}"
+        )
+
+    def told(numbers: list[int]) -> Mapping[int, Told]:
+        return _told(connection, accounts.stream, numbers)
+
+    batch = settled(instrument, accounts, rows, cursor_from, told)
+    commit = Commit(connection, state)
+    commit.add("resolutions", batch.resolved)
+    cursor_to = cursor_from + len(rows)
+    done = commit.write(batch.transfers, batch.postings, cursor_to, int(sequences[-1]), clock)
+    _compare(batch, done, cursor_from)
+    return cursor_to
+
+
+def _compare(batch: Batch, done: Rows, cursor_from: int) -> None:
+    """Compare the books with what the engine said it holds. Raises BooksDiffer."""
+    if not len(batch.claims):
+        return
+    asked = done[np.isin(done[:, P_TRANSFER], batch.claims[:, 1])]
+    found = {(int(row[P_ACCOUNT]), int(row[P_TRANSFER])): int(row[P_BALANCE]) for row in asked}
+    for account, transfer_id, held in batch.claims.tolist():
+        balance = found[account, transfer_id]
+        if balance != held:
+            number = transfer_id & ((1 << STREAM_SHIFT) - 1)
+            raise BooksDiffer(
+                f"after execution {number} (batch from {cursor_from}) the engine holds {held} and"
+                f" the books {balance} in account {account}"
+            )
+
+
+def _told(connection: Connection, stream: int, numbers: list[int]) -> dict[int, Told]:
+    query = """
+        SELECT number, kind, owner_id, asset, amount, instructions.transfer_id,
+            pending_id IS NOT NULL
+        FROM instructions LEFT JOIN resolutions ON pending_id = instructions.transfer_id
+        WHERE stream = %s AND number = ANY(%s)
+    """
+    return {
+        number: Told(TransferKind(kind), owner, Asset(asset), amount, transfer_id, resolved)
+        for number, kind, owner, asset, amount, transfer_id, resolved in connection.execute(
+            query, (stream, np.array(numbers, np.int64))
+        )
+    }
+
+
+def _pair_accounts(connection: Connection, instrument: Instrument) -> PairAccounts:
+    """Read which accounts a pair moves."""
+    known = connection.execute("SELECT id FROM streams WHERE pair = %s", (instrument.pair,))
+    stream = known.fetchone()
+    if stream is None:
+        raise Refused(unknown_pair(instrument.pair))
+    query = """
+        SELECT id, owner_kind, owner_id, purpose, asset FROM accounts
+        WHERE pair = %(pair)s OR (purpose = %(trading)s AND asset IN (%(base)s, %(quote)s))
+    """
+    pair, base, quote = instrument.pair, instrument.base_asset, instrument.quote_asset
+    given = {"pair": pair, "trading": Purpose.TRADING.value, "base": base, "quote": quote}
+    found = connection.execute(query, given).fetchall()
+    size = 1 + max((row[2] for row in found), default=0)
+    tables = {
+        purpose: np.zeros((size, 2), np.int64)
+        for purpose in (Purpose.ALLOTTED, Purpose.TRADING, Purpose.SUSPENSE)
+    }
+    fees = 0
+    for account, kind, owner, purpose, asset in found:
+        if purpose == Purpose.FEES and asset == instrument.quote_asset:
+            fees = account
+        elif kind in chart.TRADERS and purpose in tables:
+            place = Asset.BASE if asset == instrument.base_asset else Asset.QUOTE
+            tables[Purpose(purpose)][owner, place - 1] = account
+    allotted, trading = tables[Purpose.ALLOTTED], tables[Purpose.TRADING]
+    return PairAccounts(int(stream[0]), allotted, trading, tables[Purpose.SUSPENSE], fees)
