@@ -45,12 +45,12 @@ def assemble(config: EntryConfig) -> tuple[GrpcService, EntryProcess]:
     service = GrpcService(options, _names(), ["orders"])
     process = EntryProcess(config)
     orders = OrderEntryService(process)
-    order_entry_pb2_grpc.add_OrderEntryServiceServicer_to_server(orders, service.server)
+    order_entry_pb2_grpc.add_OrderEntryServiceServicer_to_server(orders, service.registry)
     execution_feed_pb2_grpc.add_ExecutionFeedServiceServicer_to_server(
-        ExecutionFeedService(process), service.server
+        ExecutionFeedService(process), service.registry
     )
     pair_admin_pb2_grpc.add_PairAdminServiceServicer_to_server(
-        PairAdminService(process), service.server
+        PairAdminService(process), service.registry
     )
     service.goodbyes.append(orders.say_goodbye)
     return service, process

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 from engine.durability.execution_reader import ExecutionLogReader, LogMissing, confirm, consumers
 from engine.entry.answers import Follower
@@ -183,11 +183,11 @@ class EntryProcess:
         """Write the index elsewhere, from a copy taken at a boundary between commands."""
         if self.follower.behind() > 0 or not self.index_complete:
             return
-        self._snapshot_number = self.follower.number
-        self._snapshot = asyncio.create_task(self._write_snapshot())
-
-    async def _write_snapshot(self) -> None:
         number, content = self.follower.number, self.follower.index.content()
+        self._snapshot_number = number
+        self._snapshot = asyncio.create_task(self._write_snapshot(number, content))
+
+    async def _write_snapshot(self, number: int, content: dict[str, Any]) -> None:
         folder = self.config.run.executions
         try:
             await asyncio.to_thread(write_snapshot, content, self.config.index_snapshot)
@@ -241,10 +241,11 @@ class EntryProcess:
 
     def cancel_on_disconnect(self, account: int) -> None:
         """Cancel all orders of a lost session's account, now or as soon as there is room."""
-        written = self.inbox.write(disconnect_command(account), self.follower.acked)
-        if isinstance(written, Refusal):
-            self._owed.add(account)
-        else:
+        self._owed.add(account)
+        if self._inbox is None or self._follower is None:
+            return
+        written = self._inbox.write(disconnect_command(account), self._follower.acked)
+        if not isinstance(written, Refusal):
             self._owed.discard(account)
 
     def drain(self) -> None:
@@ -260,7 +261,7 @@ class EntryProcess:
         if self._snapshot is not None:
             await self._snapshot
         if self.follower.behind() == 0 and self.index_complete:
-            await self._write_snapshot()
+            await self._write_snapshot(self.follower.number, self.follower.index.content())
         if self._bell is not None:
             asyncio.get_running_loop().remove_reader(self._bell.fileno())
             self._bell.close()
