@@ -46,7 +46,7 @@ def streams(draw: st.DrawFn, longest: int = 60) -> Stream:
     """Draw a stream; the twin runs along, so that commands can name orders that exist."""
     stream = Stream(UNIVERSES[draw(st.sampled_from(SMALL))])
     twin = Twin(stream.universe.instrument)
-    author = Author(DrawnDice(draw), stream.universe)
+    author = Author(DrawnDice(draw), stream.universe, twin)
     author.time_ns = draw(st.sampled_from([START_NS, 0]))
     pending = author.opening()
     for _ in range(len(pending) + draw(st.integers(1, longest))):

@@ -5,8 +5,9 @@ and everything runs full; now and then a number at the edge of what a word holds
 commands (`Author`) serves Hypothesis, which can shrink what it finds, and a seeded generator,
 which is fast: both only have to answer `number(low, high)`.
 
-The author watches the twin's executions to know which orders exist. It knows no rule: whether a
-command is accepted is never its business.
+The author watches the twin to know which orders exist and what accounts own, and now and then aims
+at what just fits or just does not. It knows no rule: whether a command is accepted is never its
+business.
 """
 
 from collections.abc import Sequence
@@ -18,9 +19,11 @@ import numpy as np
 from exchange import records
 from exchange.enums import Asset, CommandKind, ExecutionKind, Reason, Side
 from exchange.instrument import AMOUNT_LIMIT_UNITS, Instrument
+from tests.reference.drivers import Twin
 
 Item = TypeVar("Item")
 START_NS = 1_700_000_000_000_000_000
+ASSETS = frozenset({Asset.BASE, Asset.QUOTE})
 HOUR_NS = 3600 * 1_000_000_000
 ABOUT_ORDERS = (
     *(ExecutionKind.TRADE, ExecutionKind.PREVENTED),
@@ -106,7 +109,7 @@ UNIVERSES = {
             taker_fee_ppm=1_000,
             maker_fee_ppm=-500,
             taker_fee_floor_ppm=500,
-            minimum_notional_units=600,
+            minimum_notional_units=630,
         ),
         *(28, 34, 12, 50_000, 3),
     ),
@@ -159,6 +162,7 @@ class Author:
 
     dice: Dice
     universe: Universe
+    twin: Twin
     issued: list[Issued] = field(default_factory=list)
     alive: dict[int, Issued] = field(default_factory=dict)
     remedies: list[tuple[int, list[int]]] = field(default_factory=list)
@@ -226,7 +230,10 @@ class Author:
     def account(self) -> int:
         """Return an account number, now and then one that is not open or not valid."""
         if self.dice.number(0, 49) == 49:
-            return among(self.dice, (0, -1, self.universe.accounts + 1, 1 << 24))
+            capacity = self.universe.instrument.account_capacity
+            return among(
+                self.dice, (0, -1, self.universe.accounts + 1, capacity - 1, capacity, 1 << 24)
+            )
         return self.dice.number(1, self.universe.accounts)
 
     def price(self) -> int:
@@ -262,10 +269,30 @@ class Author:
         enough = 2 * lots * self.universe.highest * pair.quote_units_per_tick_lot
         return self.dice.number(1, min(enough, 1 << 60) if poor else self.universe.amount)
 
-    def worth(self) -> int:
-        """Return the amount of an order by amount."""
-        if self.dice.number(0, 29) == 29:
-            return self.amount()
+    def free(self, account: int, asset: int) -> int:
+        """Return what an account has free, nothing for one that is not open."""
+        if account not in self.twin.engine.accounts():
+            return 0
+        return self.twin.funds(account)[0 if asset == Asset.BASE else 2]
+
+    def fitting(self, account: int, side: int, price: int) -> int:
+        """Return a quantity: usual, or about the largest that the account can pay."""
+        if self.dice.number(0, 9) < 9:
+            return self.lots()
+        pair = self.universe.instrument
+        if side == Side.SELL:
+            most = self.free(account, Asset.BASE) // pair.base_units_per_lot
+        else:
+            most = self.free(account, Asset.QUOTE) // (pair.quote_units_per_tick_lot * price or 1)
+        return most + self.dice.number(-1, 1)
+
+    def worth(self, account: int) -> int:
+        """Return the amount of an order by amount: usual, all there is, or at the edge."""
+        throw = self.dice.number(0, 29)
+        if throw == 29:
+            return among(self.dice, (0, -1, AMOUNT_LIMIT_UNITS, AMOUNT_LIMIT_UNITS + 1))
+        if throw > 25:
+            return self.free(account, Asset.QUOTE) + self.dice.number(-1, 1)
         pair = self.universe.instrument
         worth = self.universe.lots * self.universe.highest * pair.quote_units_per_tick_lot
         return self.dice.number(1, worth)
@@ -281,17 +308,19 @@ class Author:
         client_order_id = self.next_client_order_id
         self.next_client_order_id += 1
         post_only = tif == 1 and self.dice.number(0, 7) == 7
-        side = self.dice.number(1, 2)
+        account, side = self.account(), self.dice.number(1, 2)
+        price = self.usual_price(side)
+        fits = self.worth(account) if order_type == 3 else self.fitting(account, side, price)
         return [
-            records.command_verb(CommandKind.NEW_ORDER, self.account(), side, order_type, tif),
+            records.command_verb(CommandKind.NEW_ORDER, account, side, order_type, tif),
             client_order_id,
             0,
             records.command_price(
-                self.usual_price(side),
+                price,
                 among(self.dice, (1, 1, 1, 2, 3, 4, 5, 5)),
                 records.COMMAND_FLAG_POST_ONLY if post_only else 0,
             ),
-            self.worth() if order_type == 3 else self.lots(),
+            fits,
             self.source(),
             0,
             0,
@@ -340,10 +369,14 @@ class Author:
         verb = records.command_verb(CommandKind.AMEND_ORDER, order.account)
         price = 0 if self.dice.number(0, 2) == 0 else self.usual_price(order.side)
         flags = among(self.dice, (0, records.COMMAND_FLAG_LEAVES))
+        lots = self.fitting(order.account, order.side, price)
+        resting = self.twin.engine.market.book.orders.get(order.order_id)
+        if resting and self.dice.number(0, 4) == 0:
+            lots = resting.leaves + self.fitting(order.account, order.side, price or resting.price)
         word = records.command_price(price, 0, flags)
         return [
             *(verb, order.client_order_id, order.order_id, word),
-            *(self.lots(), self.source(), 0, 0),
+            *(lots, self.source(), 0, 0),
         ]
 
     def cancel_all(self) -> list[int]:
@@ -364,12 +397,25 @@ class Author:
         """Allot or release, now and then with a gap, a repetition or an impossible amount."""
         kind = among(self.dice, (CommandKind.ALLOT_FUNDS, CommandKind.RELEASE_FUNDS))
         asset = among(self.dice, (1, 2, 1, 2, 1, 2, 0, 3))
+        account, release = self.account(), kind == CommandKind.RELEASE_FUNDS
         amount = self.amount(Asset.BASE if asset == 1 else Asset.QUOTE)
-        if self.dice.number(0, 9) == 9:
+        throw = self.dice.number(0, 9)
+        if throw == 9:
             amount = among(self.dice, (0, -1, AMOUNT_LIMIT_UNITS, AMOUNT_LIMIT_UNITS + 1))
-        command = self.funds(kind, self.account(), asset, amount)
+        elif throw == 8 and asset in ASSETS and (release or self.dice.number(0, 7) == 0):
+            amount = self.rest(kind, account, asset) + self.dice.number(-1, 1)
+        command = self.funds(kind, account, asset, amount)
         command[records.C_TRANSFER_NUMBER] += among(self.dice, (1, 1, 1, 1, 2, 0, -1, 3))
         return command
+
+    def rest(self, kind: CommandKind, account: int, asset: int) -> int:
+        """Return the most that can be allotted, or released, or leaves enough for one lot."""
+        if kind == CommandKind.ALLOT_FUNDS:
+            return AMOUNT_LIMIT_UNITS - self.twin.engine.market.allotted[Asset(asset)]
+        pair = self.universe.instrument
+        worth = self.usual_price(Side.SELL) * pair.quote_units_per_tick_lot
+        lot = pair.base_units_per_lot if asset == Asset.BASE else worth
+        return self.free(account, asset) - among(self.dice, (0, lot, 2 * lot))
 
     def setting(self) -> list[int]:
         """Write a SET command, and its remedy for later."""
@@ -388,8 +434,9 @@ class Author:
             command[6] = among(dice, (0, 1, 500, 1_000, 77_777, 100_000, 100_001, -1))
             command[7] = among(dice, (0, 1, -1, -200, -500, 999, -77_777, 100_000, -100_001))
         elif kind == CommandKind.SET_LIMITS:
-            command[4] = among(dice, (0, 0, universe.lots // 2, universe.lots, -1))
-            command[6] = among(dice, (0, 0, universe.lots * universe.highest // 2, -1))
+            worth = self.lots() * self.price() * universe.instrument.quote_units_per_tick_lot
+            command[4] = among(dice, (0, 0, 1, self.lots(), universe.lots, -1))
+            command[6] = among(dice, (0, 0, 1, worth, -1))
             command[7] = among(dice, (0, 0, 1, 3, -1))
         elif kind == CommandKind.SET_KILL_SWITCH:
             command[6] = among(dice, (0, 0, 0, 1, 2, -1))
@@ -397,9 +444,11 @@ class Author:
             command[6] = among(dice, (1, 1, 1, 1, 2, 3, 0, 4))
         else:
             capacity = universe.instrument.price_capacity_ticks
-            command[6] = among(dice, (1, 1, universe.lowest, universe.lowest + 2, 0))
+            command[6] = among(
+                dice, (1, 1, universe.lowest, universe.highest, universe.highest + 1, 0)
+            )
             command[7] = among(dice, (capacity - 1, capacity - 1, universe.highest, capacity))
-            command[4] = among(dice, (0, 0, 100_000, 1_000_000, 1_000_001, -1))
+            command[4] = among(dice, (0, 0, 1, 100_000, 1_000_000, 1_000_001, -1))
             remedy[6], remedy[7] = 1, capacity - 1
             remedy[4] = universe.instrument.price_band_ppm
         if kind == CommandKind.SET_PAIR_STATUS:

@@ -63,8 +63,8 @@ def test_a_long_stream_from_a_seed(name: str) -> None:
     print(f"HOLDFAST_SEED={seed} repeats this stream")
     dice = SeededDice(seed)
     universe = UNIVERSES[name]
-    author = Author(dice, universe)
     twin, kernel = Twin(universe.instrument), Kernel(universe.instrument)
+    author = Author(dice, universe, twin)
     pending = author.opening()
     total = COMMANDS if name == "wide" else COMMANDS // 8
     kinds: set[int] = set()
