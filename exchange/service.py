@@ -219,7 +219,33 @@ def _stream(behaviour: Callable[[Any, Context], Any], method: str) -> Any:
 
 
 class Doorkeeper(aio.ServerInterceptor):
-    """Wraps every handler of ours: deadlines, refusals, unexpected errors, closing of streams."""
+    """Wraps every handler of ours: deadlines, refusals, unexpected errors, closing of streams.
+
+    It counts the calls that are under way, so that a drain need not wait for calls that are not
+    ours and never end, such as somebody's watch on the health.
+    """
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no call of ours is under way."""
+        await self._idle.wait()
+
+    def _counted(self, call: Callable[[Any, Context], Awaitable[Any]]) -> Any:
+        async def counted(request: Any, context: Context) -> Any:
+            self._open += 1
+            self._idle.clear()
+            try:
+                return await call(request, context)
+            finally:
+                self._open -= 1
+                if not self._open:
+                    self._idle.set()
+
+        return counted
 
     async def intercept_service(
         self,
@@ -236,13 +262,13 @@ class Doorkeeper(aio.ServerInterceptor):
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
-            wrapped = _unary(handler.unary_unary, method)
+            wrapped = self._counted(_unary(handler.unary_unary, method))
             return grpc.unary_unary_rpc_method_handler(wrapped, **coders)
         if handler.unary_stream:
-            wrapped = _stream(handler.unary_stream, method)
+            wrapped = self._counted(_stream(handler.unary_stream, method))
             return grpc.unary_stream_rpc_method_handler(wrapped, **coders)
         assert handler.stream_stream, f"{method} is of a kind that this house does not use"
-        wrapped = _stream(handler.stream_stream, method)
+        wrapped = self._counted(_stream(handler.stream_stream, method))
         return grpc.stream_stream_rpc_method_handler(wrapped, **coders)
 
 
@@ -277,8 +303,9 @@ class GrpcService:
         self, options: ServerOptions, names: Iterable[str], health_names: Iterable[str]
     ) -> None:
         self.options = options
+        self._doorkeeper = Doorkeeper()
         self.server = aio.server(
-            interceptors=[Doorkeeper()],
+            interceptors=[self._doorkeeper],
             options=options.channel_arguments(),
             maximum_concurrent_rpcs=options.concurrent_call_limit,
         )
@@ -337,7 +364,13 @@ class GrpcService:
         await self.health.enter_graceful_shutdown()
         for goodbye in self.goodbyes:
             await goodbye()
-        await self.server.stop(self.options.grace_s)
+        stopped = asyncio.create_task(self.server.stop(self.options.grace_s))
+        idle = asyncio.create_task(self._doorkeeper.idle())
+        await asyncio.wait((stopped, idle), return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        # What is still open now is not ours, or had its grace.
+        await self.server.stop(None)
+        await stopped
 
 
 def run(main: Coroutine[Any, Any, int]) -> int:

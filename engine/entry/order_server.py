@@ -7,7 +7,6 @@ blocks nobody.
 """
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -134,9 +133,6 @@ class OrderEntryService(order_entry_pb2_grpc.OrderEntryServiceServicer):
         self._process = process
         self._instrument = process.instrument
         self._readers: set[asyncio.Task[None]] = set()
-        self._streams = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     def _check_pair(self, pair: str) -> None:
         refusal = self._process.pair_refusal(pair)
@@ -247,31 +243,20 @@ class OrderEntryService(order_entry_pb2_grpc.OrderEntryServiceServicer):
 
     # Streams.
 
-    def _opened(self, reader: "asyncio.Task[None] | None") -> None:
-        self._streams += 1
-        self._idle.clear()
-        if reader is not None:
-            self._readers.add(reader)
-            if self._process.draining:
-                reader.cancel()
-
-    def _ended(self, reader: "asyncio.Task[None] | None") -> None:
-        self._streams -= 1
-        if reader is not None:
+    def _opened(self, reader: "asyncio.Task[None]") -> None:
+        self._readers.add(reader)
+        if self._process.draining:
             reader.cancel()
-            self._readers.discard(reader)
-        if not self._streams:
-            self._idle.set()
+
+    def _ended(self, reader: "asyncio.Task[None]") -> None:
+        reader.cancel()
+        self._readers.discard(reader)
 
     async def say_goodbye(self) -> None:
-        """End all streams: each answers what it took, says goodbye and closes."""
+        """Have all streams answer what they took, say goodbye and end."""
         self._process.drain()
         for reader in tuple(self._readers):
             reader.cancel()
-        # After the grace the server itself ends what is left.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._process.config.grace_s):
-                await self._idle.wait()
 
     def _goodbye(self, resume_from: int = 0) -> stream_pb2.Goodbye:
         return stream_pb2.Goodbye(reason="DRAINING", resume_from=resume_from)
@@ -397,26 +382,20 @@ class OrderEntryService(order_entry_pb2_grpc.OrderEntryServiceServicer):
         follower = self._process.follower
         number = follower.number if request.from_number == -1 else request.from_number
         check_number(follower, number)
-        self._opened(None)
         answer = order_entry_pb2.StreamExecutionsResponse
-        try:
-            while not self._process.draining:
-                if not await follower.grown(number, HEARTBEAT_S):
-                    beat = stream_pb2.Heartbeat(time_ns=time.time_ns(), position=number)
-                    yield answer(next_number=number, heartbeat=beat)
-                    continue
-                rows = read_from(follower, number, STREAM_ROWS)
-                found, used = executions_of(
-                    self._instrument, rows, number, account, STREAM_EXECUTIONS
-                )
-                number += used
-                if found:
-                    yield answer(executions=found, next_number=number)
-                else:
-                    await asyncio.sleep(0)
-            yield answer(next_number=number, goodbye=self._goodbye(number))
-        finally:
-            self._ended(None)
+        while not self._process.draining:
+            if not await follower.grown(number, HEARTBEAT_S):
+                beat = stream_pb2.Heartbeat(time_ns=time.time_ns(), position=number)
+                yield answer(next_number=number, heartbeat=beat)
+                continue
+            rows = read_from(follower, number, STREAM_ROWS)
+            found, used = executions_of(self._instrument, rows, number, account, STREAM_EXECUTIONS)
+            number += used
+            if found:
+                yield answer(executions=found, next_number=number)
+            else:
+                await asyncio.sleep(0)
+        yield answer(next_number=number, goodbye=self._goodbye(number))
 
 
 def check_number(follower: Follower, number: int) -> None:
