@@ -166,7 +166,10 @@ async def _translated(context: Context, method: str) -> AsyncIterator[None]:
         await abort(context, _UNEXPECTED)
 
 
-def _read(deserialise: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _read(deserialise: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    if deserialise is None:
+        return None  # The handler takes the bytes as they are.
+
     def read(content: bytes) -> Any:
         try:
             return deserialise(content)
