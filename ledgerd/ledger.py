@@ -9,6 +9,7 @@ It decides nothing about who may ask: that is the door's business.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from exchange.enums import Asset
 from exchange.instrument import Instrument
 from exchange.refusal import Refusal, Refused
 from ledgerd import chart
+from ledgerd.audit import Sum, trial_balance_in
 from ledgerd.books.commit import Commit, Connection, Overdrawn, lock_stream
 from ledgerd.books.copying import (
     P_ACCOUNT,
@@ -40,10 +42,15 @@ from ledgerd.postings import (
     Told,
     settled,
 )
+from ledgerd.reserves.merkle import Leaf, tree
 from ledgerd.transfers import NewTransfer, Posted, first_refusal
 
 DEADLOCK_RETRIES: Final = 8
 """Two streams that return money to the same owners may lock them crosswise; one has to retry."""
+
+
+class BooksUnbalanced(Exception):
+    """An asset's postings do not sum to zero: the books are not sound."""
 
 
 class BooksDiffer(FeedContradiction):
@@ -203,6 +210,80 @@ class Ledger:
 
         voided: list[int] = self._done(work)
         return voided
+
+    # What is kept for ever about the books as a whole.
+
+    def close_day(self, day: date) -> list[Sum]:
+        """Keep the trial balance at the end of a UTC day, once; return it.
+
+        Raises Refused before the day is over, BooksUnbalanced when an asset does not sum to zero.
+        """
+        end = datetime.combine(day, datetime.min.time(), UTC) + timedelta(days=1)
+        end_ns = int(end.timestamp()) * 1_000_000_000
+
+        def work(connection: Connection) -> list[Sum]:
+            books = Entries(connection)
+            query = "SELECT asset, purpose, amount, account_count FROM closes WHERE day = %s"
+            kept = connection.execute(query + " ORDER BY 1, 2", (day.isoformat(),)).fetchall()
+            if kept:
+                return [Sum(asset, Purpose(purpose), *rest) for asset, purpose, *rest in kept]
+            if self._clock() < end_ns:
+                raise Refused(Refusal.of_field("DAY_NOT_OVER", "day", day, "a day that is over"))
+            # Whoever holds a stream may be about to commit with a stamp of that day: let them end.
+            connection.execute("SELECT FROM streams ORDER BY id FOR UPDATE")
+            sums = trial_balance_in(connection, end_ns - 1)
+            totals: dict[str, int] = {}
+            for line in sums:
+                totals[line.asset] = totals.get(line.asset, 0) + line.amount
+            for asset, total in totals.items():
+                if total:
+                    raise BooksUnbalanced(f"{asset} sums to {total} at the end of {day}")
+            entry = books.entry(TransferKind.CLOSE, self._clock())
+            values = [
+                (line.asset, int(line.purpose), line.amount, line.account_count) for line in sums
+            ]
+            books.commit.add("closes", [(day.isoformat(), *row, entry) for row in values])
+            books.write(self._clock)
+            return sums
+
+        found: list[Sum] = self._done(work)
+        return found
+
+    def take_snapshot(self, asset: str, nonce: Callable[[], bytes]) -> int:
+        """Keep a Merkle sum tree of what every trader is owed of an asset; return its number.
+
+        `nonce` gives 16 random bytes a call: they hide the leaves from each other and order them.
+        """
+
+        def work(connection: Connection) -> int:
+            books = Entries(connection)
+            query = """
+                SELECT owner_id, sum(amount)::int8 FROM balances JOIN accounts ON id = account_id
+                WHERE asset = %s AND owner_kind IN (1, 2, 5) GROUP BY 1
+            """
+            owed = connection.execute(query, (asset,)).fetchall()
+            if not owed:
+                limit = "an asset that somebody has an account for"
+                raise Refused(Refusal.of_field("ASSET_UNKNOWN", "asset", asset, limit))
+            leaves = [Leaf(owner, amount, nonce()) for owner, amount in owed]
+            leaves.sort(key=lambda leaf: leaf.nonce)
+            root = tree(leaves)[-1][0]
+            last = connection.execute("SELECT coalesce(max(id), 0) FROM snapshots").fetchone()
+            assert last is not None
+            number, now_ns = int(last[0]) + 1, self._clock()
+            entry = books.entry(TransferKind.SNAPSHOT, now_ns)
+            row = (number, asset, now_ns, root.hash, root.total, len(leaves), entry)
+            books.commit.add("snapshots", [row])
+            with connection.cursor() as cursor:
+                rows = [
+                    (number, place, leaf.owner_id, leaf.amount, leaf.nonce)
+                    for place, leaf in enumerate(leaves)
+                ]
+                cursor.executemany("INSERT INTO leaves VALUES (%s, %s, %s, %s, %s)", rows)
+            books.write(self._clock)
+            return number
+
+        return int(self._done(work))
 
     # Money for engines.
 

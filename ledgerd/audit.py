@@ -1,0 +1,330 @@
+"""Proving the books: the chain computed again, row by row, and balances at any moment.
+
+An auditor reads and writes nothing, in one transaction that sees one moment (REPEATABLE READ).
+`verify` computes every seal, row check, running balance and version again and compares the
+derived tables; each complaint names the row. `trial_balance` sums postings, not balances, so it
+does not believe what it checks.
+
+It cannot know that the newest commits were cut off together with everything that refers to them;
+that is found by comparing with whoever has seen them: the engines, and the head kept beside the
+run (`ledgerd.follower`, `ledgerd.heads`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import psycopg
+from sqlalchemy import Engine
+
+from ledgerd.books import chain
+from ledgerd.books.commit import Connection
+from ledgerd.books.copying import (
+    P_ACCOUNT,
+    P_AMOUNT,
+    P_BALANCE,
+    P_TRANSFER,
+    P_VERSION,
+    POSTINGS,
+    T_CHECK,
+    T_ID,
+    TRANSFERS,
+    RowForm,
+    Rows,
+)
+from ledgerd.chart import Purpose
+from ledgerd.models import NUMBER_MASK, STREAM_SHIFT
+from ledgerd.reserves.merkle import Leaf, tree
+
+COMPLAINT_LIMIT: Final = 100
+"""So many complaints are spelt out; a book that is all wrong need not fill the memory."""
+CHUNK_SEALS: Final = 64
+_SEAL_COLUMNS: Final = (
+    "cursor_from, cursor_to, sequence, transfer_count, posting_count, posted_ns, previous, hash"
+)
+
+
+@dataclass(slots=True)
+class Report:
+    """What an audit found."""
+
+    seal_count: int = 0
+    transfer_count: int = 0
+    posting_count: int = 0
+    account_count: int = 0
+    heads: dict[int, bytes] = field(default_factory=dict)
+    """The last hash of each stream."""
+    complaints: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Say whether nothing was found."""
+        return not self.complaints
+
+    def complain(self, sentence: str) -> None:
+        """Add a complaint, up to the limit."""
+        if len(self.complaints) < COMPLAINT_LIMIT:
+            self.complaints.append(sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """One line of a trial balance."""
+
+    asset: str
+    purpose: Purpose
+    amount: int
+    account_count: int
+
+
+@contextmanager
+def one_moment(engine: Engine) -> Iterator[Connection]:
+    """Give a connection that sees the books as they were when it was taken, and cannot write."""
+    pooled = engine.raw_connection()
+    connection = pooled.driver_connection
+    assert isinstance(connection, psycopg.Connection)
+    try:
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        connection.execute("SET LOCAL statement_timeout = 0")
+        yield connection
+    except psycopg.OperationalError:
+        if connection.closed or connection.broken:
+            pooled.invalidate()
+        raise
+    finally:
+        pooled.close()
+
+
+def verify(engine: Engine) -> Report:
+    """Compute all seals, checks and balances again; return what was found."""
+    report = Report()
+    with one_moment(engine) as connection:
+        streams = connection.execute("SELECT id, cursor, head FROM streams ORDER BY id").fetchall()
+        for stream, cursor, head in streams:
+            _verify_stream(connection, stream, cursor, bytes(head), report)
+        _verify_strays(connection, report)
+        _verify_accounts(connection, report)
+        _verify_balances(connection, report)
+        _verify_snapshots(connection, report)
+    return report
+
+
+def _name(transfer_id: int) -> str:
+    return f"transfer {transfer_id & NUMBER_MASK} of stream {transfer_id >> STREAM_SHIFT}"
+
+
+def copied(connection: Connection, form: RowForm, condition: str) -> Rows:
+    """Read rows of integers through COPY, as an array (n, columns)."""
+    with connection.cursor() as cursor:
+        # The condition is made of our own words and integers.
+        statement: Any = form.copy_out(condition)
+        with cursor.copy(statement) as copy:
+            return form.unpack(b"".join(bytes(part) for part in copy))
+
+
+def _verify_stream(
+    connection: Connection, stream: int, cursor: int, head: bytes, report: Report
+) -> None:
+    expected, last = 0, chain.START
+    while True:
+        seals = connection.execute(
+            f"SELECT {_SEAL_COLUMNS} FROM seals WHERE stream = %s AND cursor_to > %s"
+            " ORDER BY cursor_to LIMIT %s",
+            (stream, expected, CHUNK_SEALS),
+        ).fetchall()
+        if not seals:
+            break
+        low, high = (stream << STREAM_SHIFT) | expected, (stream << STREAM_SHIFT) | seals[-1][1]
+        between = f"BETWEEN {low} AND {high - 1}"
+        transfers = copied(connection, TRANSFERS, f"WHERE id {between} ORDER BY id")
+        postings = copied(
+            connection, POSTINGS, f"WHERE transfer_id {between} ORDER BY account_id, version"
+        )
+        lines = _lines(connection, between)
+        _verify_rows(transfers, postings, report)
+        for seal in seals:
+            if seal[0] != expected:
+                report.complain(
+                    f"seal {seal[1]} of stream {stream} begins at {seal[0]}, not {expected}"
+                )
+            _verify_seal(stream, seal, last, transfers, postings, lines, report)
+            expected, last = seal[1], bytes(seal[7])
+    if (expected, last) != (cursor, head):
+        report.complain(
+            f"stream {stream} claims cursor {cursor} and head {head.hex()[:16]}; its last seal says"
+            f" {expected} and {last.hex()[:16]}"
+        )
+    report.heads[stream] = last
+
+
+def _verify_seal(
+    stream: int,
+    seal: tuple[Any, ...],
+    last: bytes,
+    transfers: Rows,
+    postings: Rows,
+    lines: dict[str, list[tuple[int, str]]],
+    report: Report,
+) -> None:
+    cursor_from, cursor_to, sequence, transfer_count, posting_count, posted_ns = seal[:6]
+    numbers = chain.SealedNumbers(
+        stream, cursor_from, cursor_to, sequence, transfer_count, posting_count, posted_ns
+    )
+    low, high = (stream << STREAM_SHIFT) | cursor_from, (stream << STREAM_SHIFT) | cursor_to
+    own = transfers[(transfers[:, T_ID] >= low) & (transfers[:, T_ID] < high)]
+    moves = postings[(postings[:, P_TRANSFER] >= low) & (postings[:, P_TRANSFER] < high)]
+    extras = [text for rows in lines.values() for at, text in rows if low <= at < high]
+    report.seal_count += 1
+    report.transfer_count += len(own)
+    report.posting_count += len(moves)
+    where = f"seal {cursor_to} of stream {stream}"
+    if bytes(seal[6]) != last:
+        report.complain(f"{where} does not follow the seal before it")
+    if (len(own), len(moves)) != (transfer_count, posting_count):
+        report.complain(
+            f"{where} covers {transfer_count} transfers and {posting_count} postings;"
+            f" there are {len(own)} and {len(moves)}"
+        )
+    if chain.seal_hash(bytes(seal[6]), numbers, own, moves, extras) != bytes(seal[7]):
+        report.complain(
+            f"{where} does not hold: something in numbers {cursor_from} to {cursor_to - 1} of the"
+            " stream, or the seal itself, is not what was posted"
+        )
+
+
+def _verify_rows(transfers: Rows, postings: Rows, report: Report) -> None:
+    """Compare the row checks, and find postings without a transfer."""
+    known = np.isin(postings[:, P_TRANSFER], transfers[:, T_ID])
+    for transfer_id in np.unique(postings[~known, P_TRANSFER]).tolist():
+        report.complain(f"{_name(transfer_id)} has postings and no row")
+    checks = chain.row_checks(transfers, postings[known])
+    for place in np.flatnonzero(checks != transfers[:, T_CHECK]).tolist():
+        report.complain(f"{_name(int(transfers[place, T_ID]))} or a posting of it was changed")
+
+
+def _lines(connection: Connection, between: str) -> dict[str, list[tuple[int, str]]]:
+    """Return the sealed lines of the small tables' rows, with the transfer each one names."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for table, columns in chain.EXTRAS.items():
+        place = columns.index("transfer_id")
+        statement: Any = f"SELECT {', '.join(columns)} FROM {table} WHERE transfer_id {between}"
+        rows = connection.execute(statement).fetchall()
+        found[table] = [(row[place], chain.line(table, *row)) for row in rows]
+    return found
+
+
+def _verify_strays(connection: Connection, report: Report) -> None:
+    """Find rows that no seal could cover, because they name a transfer beyond every cursor."""
+    for table, column in (
+        ("transfers", "id"),
+        ("postings", "transfer_id"),
+        *((table, "transfer_id") for table in chain.EXTRAS),
+    ):
+        exempt = "AND id <> 0" if table == "streams" else ""
+        statement: Any = f"""
+            SELECT {column} FROM {table} WHERE NOT EXISTS (
+                SELECT FROM streams AS s WHERE s.id = {table}.{column} >> {STREAM_SHIFT}
+                    AND {table}.{column} & {NUMBER_MASK} < s.cursor) {exempt} LIMIT 10
+        """
+        for row in connection.execute(statement):
+            report.complain(f"{table}: {_name(row[0])} is beyond what its stream has posted")
+
+
+def _verify_accounts(connection: Connection, report: Report) -> None:
+    """Follow each account's running balance and version over all its postings."""
+    ends: dict[int, tuple[int, int]] = {}
+    last_account, last_version, last_balance = -1, 0, 0
+    condition = "WHERE (account_id, version) > ({}, {}) ORDER BY account_id, version LIMIT 500000"
+    while True:
+        rows = copied(connection, POSTINGS, condition.format(last_account, last_version))
+        if not len(rows):
+            break
+        before = np.empty((len(rows), 3), np.int64)
+        before[0] = last_account, last_version, last_balance
+        before[1:] = rows[:-1][:, [P_ACCOUNT, P_VERSION, P_BALANCE]]
+        before[before[:, 0] != rows[:, P_ACCOUNT], 1:] = 0
+        wrong = rows[:, P_VERSION] != before[:, 1] + 1
+        wrong |= rows[:, P_BALANCE] != before[:, 2] + rows[:, P_AMOUNT]
+        for row in rows[wrong].tolist():
+            report.complain(
+                f"posting {row[P_VERSION]} of account {row[P_ACCOUNT]} ({_name(row[P_TRANSFER])})"
+                " does not follow from the one before"
+            )
+        for row in rows[np.append(rows[1:, P_ACCOUNT] != rows[:-1, P_ACCOUNT], True)].tolist():
+            ends[row[P_ACCOUNT]] = (row[P_BALANCE], row[P_VERSION])
+        last_account, last_version, last_balance = (
+            int(rows[-1, column]) for column in (P_ACCOUNT, P_VERSION, P_BALANCE)
+        )
+    query = """
+        SELECT coalesce(account_id, id), amount, version, account_id, id
+        FROM balances FULL JOIN accounts ON id = account_id
+    """
+    for account, amount, version, balance, opened in connection.execute(query):
+        report.account_count += 1
+        if balance is None or opened is None:
+            report.complain(f"account {account} has a balance or a name, not both")
+        elif ends.get(account, (0, 0)) != (amount, version):
+            report.complain(
+                f"the balance of account {account} says {amount} after {version} postings; its"
+                f" postings say {ends.get(account, (0, 0))[0]} after {ends.get(account, (0, 0))[1]}"
+            )
+    known = {row[0] for row in connection.execute("SELECT id FROM accounts")}
+    for account in sorted(ends.keys() - known):
+        report.complain(f"account {account} has postings and no name")
+
+
+def _verify_balances(connection: Connection, report: Report) -> None:
+    query = "SELECT asset, sum(amount) FROM balances JOIN accounts ON id = account_id GROUP BY 1"
+    for asset, total in connection.execute(query):
+        if total:
+            report.complain(f"the balances of {asset} sum to {total}, not to zero")
+
+
+def _verify_snapshots(connection: Connection, report: Report) -> None:
+    snapshots = connection.execute("SELECT id, root, total FROM snapshots ORDER BY id").fetchall()
+    for number, root, total in snapshots:
+        query = "SELECT owner_id, amount, nonce FROM leaves WHERE snapshot = %s ORDER BY position"
+        rows = connection.execute(query, (number,)).fetchall()
+        leaves = [Leaf(owner, amount, bytes(nonce)) for owner, amount, nonce in rows]
+        if not leaves or any(not leaf.sound for leaf in leaves):
+            report.complain(f"snapshot {number} has leaves that cannot be")
+            continue
+        top = tree(leaves)[-1][0]
+        if (top.hash, top.total) != (bytes(root), total):
+            report.complain(f"the leaves of snapshot {number} do not give its root")
+
+
+def trial_balance(engine: Engine, time_ns: int | None = None) -> list[Sum]:
+    """Return the sum of all postings by asset and purpose, now or as of a time.
+
+    As of a time: what the commits stamped with that time or an earlier one had posted. The sum
+    over an asset is zero in sound books.
+    """
+    with one_moment(engine) as connection:
+        return trial_balance_in(connection, time_ns)
+
+
+def trial_balance_in(connection: Connection, time_ns: int | None = None) -> list[Sum]:
+    """Return the trial balance as one transaction sees it."""
+    if time_ns is None:
+        posted = "postings"
+    else:
+        posted = """(
+            SELECT postings.* FROM postings JOIN (
+                SELECT stream, max(cursor_to) AS cut FROM seals WHERE posted_ns <= %(time_ns)s
+                GROUP BY stream) AS cuts
+            ON transfer_id >> 44 = stream AND transfer_id & 17592186044415 < cut)"""
+    statement: Any = f"""
+        SELECT asset, purpose, coalesce(sum(total), 0), count(*)
+        FROM accounts LEFT JOIN (
+            SELECT account_id, sum(amount) AS total FROM {posted} AS p GROUP BY 1
+        ) AS sums ON account_id = accounts.id
+        GROUP BY 1, 2 ORDER BY 1, 2
+    """
+    given = {} if time_ns is None else {"time_ns": time_ns}
+    return [
+        Sum(asset, Purpose(purpose), int(total), count)
+        for asset, purpose, total, count in connection.execute(statement, given)
+    ]
