@@ -221,6 +221,7 @@ class Author:
         command = write(self)
         if self.dice.number(0, 39) == 39:
             command = self.spoilt(command)
+        command = [signed(word) for word in command]
         if command[0] & 0xFF == CommandKind.NEW_ORDER:
             self.sent.append(command)
         return command
@@ -335,7 +336,7 @@ class Author:
         if self.dice.number(0, 3) == 3:
             word = among(self.dice, (records.C_PRICE, records.C_QUANTITY, records.C_VERB))
             change = among(self.dice, (1, -1, 1 << 8, 1 << 16, 1 << 32, 1 << 40, 1 << 48))
-            command[word] = signed(command[word] + change)
+            command[word] += change
         return command
 
     def naming(self, account: int) -> Issued:
@@ -473,7 +474,7 @@ class Author:
             spoilt[3] &= ~(0xFF << 32)
             spoilt[3] |= among(self.dice, (0, 6, 255)) << 32
         elif way == 2:
-            spoilt[3] = signed(spoilt[3] ^ self.dice.number(0, (1 << 24) - 1) << 40)
+            spoilt[3] ^= self.dice.number(0, (1 << 24) - 1) << 40
         else:
             spoilt[among(self.dice, (1, 2, 3, 4, 6, 7))] = among(self.dice, WORD_EDGES)
         return spoilt
