@@ -5,6 +5,8 @@ from collections.abc import Callable
 from bench.durability import run_batches, run_journal, run_replay
 from bench.harness import Rounds, Row
 from bench.kernels import run_book, run_flows, run_kernel
+from bench.memory import run_memory
+from bench.reads import run_readers, run_reads
 from bench.rings import run_rings
 
 BENCHMARKS: dict[str, tuple[str, Callable[[Rounds], list[Row]]]] = {
@@ -15,4 +17,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Rounds], list[Row]]]] = {
     "batches": ("the sequencer's loop by the size of its batches", run_batches),
     "journal": ("the journal against a bare sync", run_journal),
     "replay": ("recovery against the live kernel", run_replay),
+    "reads": ("stable reads against plain copies", run_reads),
+    "readers": ("the engine while somebody reads its book", run_readers),
+    "memory": ("what a book costs by its size", run_memory),
 }

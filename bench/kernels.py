@@ -1,5 +1,7 @@
 """The kernel with every feature on, against nothing at all and against its plain twin."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Final, Protocol
 
 import numpy as np
@@ -9,7 +11,7 @@ from bench.harness import Rounds, Row, cpu_seconds, in_turns, medians, rate
 from bench.loops import null_batch
 from bench.venue import ACCOUNTS, START_NS, Venue, funding
 from exchange.enums import OrderType, SelfTradePrevention
-from exchange.records import C_PRICE, COMMAND_BYTES, EXECUTION_WORDS, Rows
+from exchange.records import C_PRICE, C_VERB, COMMAND_BYTES, EXECUTION_WORDS, Rows
 from tests.reference.engine import ReferenceEngine
 
 CALLS: Final = (64, 1_024)
@@ -130,37 +132,40 @@ def run_kernel(rounds: Rounds) -> list[Row]:
     return rows
 
 
-def run_book(rounds: Rounds) -> list[Row]:
-    """Measure the least the kernel can be asked to do: no fees, no prevention, one call."""
-    rows = []
-    for profile in ("deep", "wide"):
-        flow = common(profile, rounds.size(1_000_000, 200_000))
-        commands = flow.commands.copy()
-        new = (commands[:, 0] >> 16) & 0xFF == OrderType.LIMIT
-        commands[new, C_PRICE] &= 0xFFFFFFFF
-        commands[new, C_PRICE] |= int(SelfTradePrevention.NONE) << 32
-        from dataclasses import replace
+def _without_features(flow: Flow) -> Flow:
+    """Return the flow with no fees and no prevention of self-trades."""
+    commands = flow.commands.copy()
+    new = (commands[:, C_VERB] >> 16) & 0xFF == OrderType.LIMIT
+    commands[new, C_PRICE] &= 0xFFFFFFFF
+    commands[new, C_PRICE] |= int(SelfTradePrevention.NONE) << 32
+    instrument = replace(flow.instrument, taker_fee_ppm=0, maker_fee_ppm=0)
+    return Flow(flow.name, flow.origin, commands, instrument)
 
-        free = replace(flow.instrument, taker_fee_ppm=0, maker_fee_ppm=0)
-        with Venue(free) as venue, Venue(flow.instrument) as full:
-            found = medians(
-                rounds,
-                {
-                    "least": lambda: commands_per_second(venue, commands, len(commands)),
-                    "full": lambda: commands_per_second(full, flow.commands, 1_024),
-                },
-            )
-        rows.append(
-            Row(
-                f"{profile}, whole stream a call",
-                rate(found["least"]),
-                f"every feature on {rate(found['full'])}",
-                found["least"] / found["full"],
-                "25 M/s",
-                "whole kernel: accounts, ids and executions cannot be switched off",
-            )
+
+def _least(rounds: Rounds, flow: Flow) -> Row:
+    bare = _without_features(flow)
+    with Venue(bare.instrument) as venue, Venue(flow.instrument) as full:
+        found = medians(
+            rounds,
+            {
+                "least": partial(commands_per_second, venue, bare.commands, len(bare.commands)),
+                "full": partial(commands_per_second, full, flow.commands, 1_024),
+            },
         )
-    return rows
+    return Row(
+        f"{flow.name}, whole stream a call",
+        rate(found["least"]),
+        f"every feature on {rate(found['full'])}",
+        found["least"] / found["full"],
+        "25 M/s",
+        "the whole kernel: there is none without accounts, ids and executions",
+    )
+
+
+def run_book(rounds: Rounds) -> list[Row]:
+    """Measure the least the kernel can be asked to do: no fees, no prevention, long calls."""
+    count = rounds.size(1_000_000, 200_000)
+    return [_least(rounds, common(profile, count)) for profile in ("deep", "wide")]
 
 
 def run_flows(rounds: Rounds) -> list[Row]:

@@ -50,7 +50,7 @@ def null_batch(
 def cycles(_typing_context: Any) -> Any:
     """Return the processor's cycle counter."""
 
-    def generate(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
         counter = ir.FunctionType(ir.IntType(64), [])
         name = "llvm.readcyclecounter"
         return builder.call(cgutils.get_or_insert_function(builder.module, counter, name), [])

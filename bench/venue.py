@@ -2,11 +2,12 @@
 
 The kernel's arrays may be anonymous memory, which numpy asks the system to back with large pages,
 or segments, which most systems back with small ones. The product runs on segments, so these are
-what is measured; ``Engine.in_memory`` would flatter it.
+what is measured.
 """
 
+import itertools
 import os
-import time
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -31,6 +32,7 @@ from exchange.records import (
 )
 
 ACCOUNTS: Final = 1000
+_NUMBERS: Final = itertools.count()
 START_NS: Final = 1_700_000_000_000_000_000
 
 INSTRUMENT: Final = Instrument(
@@ -67,13 +69,12 @@ class Venue:
     """An engine over two owned segments whose accounts can pay for what they ask for."""
 
     def __init__(self, instrument: Instrument = INSTRUMENT, account_count: int = ACCOUNTS) -> None:
-        self.instrument = instrument
-        self.account_count = account_count
         # One name per process and venue: several runs side by side must not meet.
-        suffix = f"{os.getpid()}-{time.monotonic_ns()}"
-        self.name = f"{instrument.pair.lower()}-{suffix}"
-        self.vault = Owned.claim(segment_name(self.name, "vault"), vault_layout(instrument))
-        self.book = Owned.claim(segment_name(self.name, "book"), book_layout(instrument))
+        pair = f"BENCH-{os.getpid()}-{next(_NUMBERS)}"
+        self.instrument = instrument = replace(instrument, pair=pair)
+        self.account_count = account_count
+        self.vault = Owned.claim(segment_name(pair, "vault"), vault_layout(instrument))
+        self.book = Owned.claim(segment_name(pair, "book"), book_layout(instrument))
         self.engine = Engine(instrument, self.vault.arrays, self.book.arrays)
         self.fund()
 
