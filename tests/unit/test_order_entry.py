@@ -1,5 +1,6 @@
 """Readable requests, readable reports and the index of orders: pure, tried without a process."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -353,3 +354,18 @@ def test_a_snapshot_that_does_not_fit_is_not_used(tmp_path: Path) -> None:
     empty = newest_index("A-B", 10, tmp_path, 0, 60)
     assert empty is not None
     assert empty.number == 0
+
+
+def test_the_page_names_every_reason_a_call_can_be_refused_with() -> None:
+    root = Path(__file__).resolve().parent.parent.parent
+    sources = [
+        *(root / "engine" / "entry").glob("*.py"),
+        root / "engine" / "order_entry.py",
+        root / "exchange" / "service.py",
+    ]
+    quoted = re.compile(r'"([A-Z]+(?:_[A-Z]+)+|INTERNAL)"')
+    used = {name for path in sources for name in quoted.findall(path.read_text())}
+    reasons = {name for name in used if not name.startswith("HOLDFAST_")} - {"DRAINING"}
+    named = set(re.findall(r"`([A-Z_]+)`", (root / "docs" / "api.md").read_text()))
+    assert "RING_FULL" in reasons
+    assert reasons <= named
