@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from bench.durability import run_batches, run_journal, run_replay
+from bench.entry import run_entry, run_processes
 from bench.harness import Rounds, Row
 from bench.kernels import run_book, run_flows, run_kernel
 from bench.memory import run_memory
@@ -20,4 +21,6 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Rounds], list[Row]]]] = {
     "reads": ("stable reads against plain copies", run_reads),
     "readers": ("the engine while somebody reads its book", run_readers),
     "memory": ("what a book costs by its size", run_memory),
+    "entry": ("orders over gRPC against a bare echo", run_entry),
+    "processes": ("order entry by the number of its processes", run_processes),
 }
