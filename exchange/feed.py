@@ -24,6 +24,7 @@ from exchange.records import EXECUTION_BYTES, EXECUTION_WORDS
 from exchange.v1 import execution_feed_pb2, execution_feed_pb2_grpc
 
 Rows = npt.NDArray[np.int64]
+Answer = execution_feed_pb2.FollowExecutionsResponse
 
 RECORD_VERSION: Final = 1
 FIRST_PAUSE_S: Final = 0.05
@@ -123,7 +124,8 @@ class ExecutionFeed:
                 while True:
                     async with asyncio.timeout(SILENCE_LIMIT_S):
                         answer = await call.read()
-                    if answer is aio.EOF or answer.HasField("goodbye"):
+                    # At the end of the stream `read` gives a sentinel instead of a message.
+                    if not isinstance(answer, Answer) or answer.HasField("goodbye"):
                         break
                     chunk = _chunk(answer, number)
                     number, pause_s, self.connected = chunk.next_number, FIRST_PAUSE_S, True
@@ -158,7 +160,7 @@ class ExecutionFeed:
         return int(answer.number)
 
 
-def _chunk(answer: execution_feed_pb2.FollowExecutionsResponse, number: int) -> Chunk:
+def _chunk(answer: Answer, number: int) -> Chunk:
     if answer.first_number != number:
         raise FeedBroken(f"execution {number} was due and {answer.first_number} came")
     if len(answer.records) % EXECUTION_BYTES:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 import psycopg
+import sqlalchemy.exc
 from alembic import command
 from alembic.config import Config
 from psycopg import sql
@@ -61,6 +62,19 @@ SETTINGS: Final = {
     "timezone": "'UTC'",
     "log_timezone": "'UTC'",
 }
+
+
+GONE: Final = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.InterfaceError,
+    sqlalchemy.exc.TimeoutError,
+)
+"""What is raised while the database cannot be used for a time: gone, starting, full, overloaded.
+
+Whether a commit that ends so was made is not known; asking again with the same id or cursor tells.
+"""
 
 
 class DatabaseTrouble(RuntimeError):

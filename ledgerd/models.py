@@ -195,6 +195,10 @@ class Seal(SQLModel, table=True):
     """One commit of one stream: everything it posted, hashed onto what was there before."""
 
     __tablename__ = "seals"
+    __table_args__ = (
+        Index("seals_posted", "stream", "posted_ns"),
+        Index("seals_sequence", "stream", "sequence"),
+    )
     stream: int = Field(sa_column=_key(Integer))
     cursor_to: int = Field(sa_column=_key())
     cursor_from: int = Field(sa_column=_int8())

@@ -341,3 +341,10 @@ def unbalanced(postings: Rows, asset_of: Rows) -> int | None:
         return None
     wrong = np.flatnonzero(np.add.reduceat(postings[order, P_AMOUNT], starts))
     return int(ids[starts[wrong[0]]]) if len(wrong) else None
+
+
+def moves_money(rows: Rows) -> bool:
+    """Say whether any execution of these could move money."""
+    kinds = records.kind_of(rows)
+    refused = (kinds == ExecutionKind.REJECTED) & np.isin(records.reason_of(rows), REFUSED_FUNDS)
+    return bool((np.isin(kinds, MONEY_KINDS) | refused).any())

@@ -106,6 +106,8 @@ CREATE TABLE seals (
     hash bytea NOT NULL,
     PRIMARY KEY (stream, cursor_to)
 );
+CREATE INDEX seals_posted ON seals (stream, posted_ns);
+CREATE INDEX seals_sequence ON seals (stream, sequence);
 CREATE TABLE closes (
     day varchar NOT NULL,
     asset varchar NOT NULL,
