@@ -324,7 +324,7 @@ def test_the_index_knows_what_rests_and_a_snapshot_keeps_it(
 def test_a_long_flow_leaves_the_index_and_the_book_equal() -> None:
     universe = UNIVERSES["wide"]
     twin = Twin(universe.instrument)
-    author = Author(SeededDice(20_261_122), universe)
+    author = Author(SeededDice(20_261_122), universe, twin)
     index = OrderIndex(universe.instrument.pair, universe.instrument.order_capacity)
     pending = author.opening()
     for _ in range(4_000):
