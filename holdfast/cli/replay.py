@@ -219,7 +219,10 @@ async def _paced(recording: Recording, given: argparse.Namespace) -> AsyncIterat
         for part in recording.batches(given.batch):
             yield part
         return
-    due_ns = ((recording.time_ns - recording.time_ns[0]) / given.speed).astype(np.int64)
+    # What has no time, such as the book that a recording starts with, is due with the first.
+    first_ns = recording.time_ns[recording.time_ns > 0].min()
+    since_ns = np.maximum(recording.time_ns - first_ns, 0)
+    due_ns = (since_ns / given.speed).astype(np.int64)
     began_ns = time.monotonic_ns()
     start = 0
     while start < len(due_ns):
