@@ -10,7 +10,7 @@ the pair that older records may go.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -109,7 +109,7 @@ class ExecutionFeed:
     ) -> None:
         await self._channel.close()
 
-    async def chunks(self, from_number: int) -> AsyncIterator[Chunk]:
+    async def chunks(self, from_number: int) -> AsyncGenerator[Chunk, None]:
         """Yield the log from a number on, for ever, over lost connections and restarts.
 
         Raises FeedOutOfRange, FeedRefused, FeedBroken.

@@ -8,8 +8,8 @@ Batches adapt: what arrives while one batch is being committed is the next one, 
 that a pair in arrears settles in large commits and a quiet one at once. Executions that move no
 money wait a little for company, because their commit would say nothing but the cursor.
 
-Whatever cannot be explained stops this pair and no other: the engine contradicts the books, somebody
-else settles the pair, or the books are older than what was once confirmed to the engine. A stop
+Whatever cannot be explained stops this pair and no other: the engine contradicts the books, another
+process settles it, or the books are older than what was once confirmed to the engine. A stop
 is for good, loud, and says why in a sentence. A database or feed that is away is waited for.
 """
 

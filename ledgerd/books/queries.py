@@ -262,12 +262,18 @@ class LiabilityProof:
     root: merkle.Node
 
 
-def liability_proof(session: Session, number: int, owner_id: int) -> LiabilityProof:
-    """Return the proof of an owner in a snapshot. Raises Refused."""
-    snapshot = session.get(Snapshot, number)
-    if snapshot is None:
+def snapshot(session: Session, number: int) -> Snapshot:
+    """Return a snapshot's root. Raises Refused."""
+    found = session.get(Snapshot, number)
+    if found is None:
         sentence = f"there is no snapshot {number}"
         raise Refused(Refusal(Code.NOT_FOUND, "SNAPSHOT_UNKNOWN", sentence, "snapshot"))
+    return found
+
+
+def liability_proof(session: Session, number: int, owner_id: int) -> LiabilityProof:
+    """Return the proof of an owner in a snapshot. Raises Refused."""
+    kept = snapshot(session, number)
     rows = session.exec(
         select(Leaf).where(Leaf.snapshot == number).order_by(col(Leaf.position))
     ).all()
@@ -277,5 +283,5 @@ def liability_proof(session: Session, number: int, owner_id: int) -> LiabilityPr
         raise Refused(Refusal(Code.NOT_FOUND, "OWNER_UNKNOWN", sentence, "owner_id"))
     leaves = [merkle.Leaf(row.owner_id, row.amount, row.nonce) for row in rows]
     steps = merkle.proof(merkle.tree(leaves), places[0])
-    root = merkle.Node(snapshot.root, snapshot.total)
+    root = merkle.Node(kept.root, kept.total)
     return LiabilityProof(leaves[places[0]], steps, root)

@@ -1,0 +1,232 @@
+"""Run the books: `python -m ledgerd --run DIR --follow BTC-USDT=127.0.0.1:8850 --port P`.
+
+Starts the embedded PostgreSQL of the run folder (or uses the server it is given), brings its
+tables up to date, lists the pairs, settles each from where it stands, and serves LedgerService.
+
+    python -m ledgerd verify --run DIR      prove the books; exit status 1 names what is wrong
+"""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from exchange.config import load_instrument
+from exchange.instrument import Instrument, InvalidInstrument
+from exchange.service import NotLoopback, ServerOptions, require_loopback, run
+from ledgerd.audit import verify
+from ledgerd.config import InvalidSetting, LedgerConfig, settings_from
+from ledgerd.database import (
+    GONE,
+    OWNER,
+    SERVICE,
+    DatabaseTrouble,
+    EmbeddedPostgres,
+    connect,
+    migrate,
+)
+from ledgerd.follower import PairFollower, Status
+from ledgerd.heads import BooksAreOlder, Heads
+from ledgerd.ledger import Ledger
+from ledgerd.server import LedgerServer, LedgerServicer
+
+WATCH_S = 1.0
+"""Between two looks at the database: its life, its heads, expired transfers."""
+
+log = logging.getLogger("ledgerd")
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    given = settings_from()
+    parser = argparse.ArgumentParser(
+        prog="python -m ledgerd",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", nargs="?", choices=("serve", "verify"), default="serve")
+    parser.add_argument("--run", type=Path, required=True, help="the run folder")
+    parser.add_argument(
+        "--follow",
+        action="append",
+        default=[],
+        metavar="PAIR=HOST:PORT",
+        help="a pair to settle and its order entry; may be given several times",
+    )
+    parser.add_argument("--host", default=given["host"])
+    parser.add_argument("--port", type=int, default=int(given["port"]), help="0: any free one")
+    parser.add_argument("--database-url", default=given["database_url"])
+    parser.add_argument("--owner-url", default=given["owner_url"])
+    parser.add_argument("--instruments", type=Path, help="instrument file")
+    return parser.parse_args(argv)
+
+
+def _config(arguments: argparse.Namespace) -> LedgerConfig:
+    pairs = tuple(
+        (pair, target) for pair, _, target in (item.partition("=") for item in arguments.follow)
+    )
+    require_loopback(arguments.host)
+    return LedgerConfig(
+        run=arguments.run,
+        pairs=pairs,
+        host=arguments.host,
+        port=arguments.port,
+        database_url=arguments.database_url,
+        owner_url=arguments.owner_url,
+        instruments=arguments.instruments,
+    ).validate()
+
+
+class Database:
+    """The database of a run: started and stopped by us if it is the embedded one."""
+
+    def __init__(self, config: LedgerConfig) -> None:
+        self._embedded: EmbeddedPostgres | None = None
+        self._started = False
+        if config.database_url:
+            self.url, self._owner = config.database_url, config.owner_url
+        else:
+            self._embedded = EmbeddedPostgres(config.postgres)
+            service, owner = self._embedded.url(SERVICE), self._embedded.url(OWNER)
+            self.url = service.render_as_string(hide_password=False)
+            self._owner = owner.render_as_string(hide_password=False)
+
+    def start(self, *, prepare: bool) -> None:
+        """Start the server; make and migrate the tables if asked. Raises DatabaseTrouble, GONE."""
+        if self._embedded is not None:
+            self._started = self._embedded.start()
+            if prepare:
+                # A server that survived a kill of ours is ours to stop again.
+                self._started = True
+                self._embedded.create()
+        if prepare and self._owner:
+            migrate(self._owner)
+
+    def stop(self) -> None:
+        """Stop the server if we started it."""
+        if self._embedded is not None and self._started:
+            self._embedded.stop()
+
+
+class Process:
+    """Everything one ledgerd runs."""
+
+    def __init__(self, config: LedgerConfig, engine: Engine) -> None:
+        self.engine = engine
+        self.ledger = Ledger(engine, time.time_ns)
+        self.heads = Heads(config.heads, self._older)
+        self.instruments = [load_instrument(pair, config.instruments) for pair, _ in config.pairs]
+        self.followers = [
+            PairFollower(self.ledger, instrument, target, time.time_ns)
+            for instrument, (_, target) in zip(self.instruments, config.pairs, strict=True)
+        ]
+        servicer = LedgerServicer(self.ledger, engine, self.statuses, lambda: self.heads.sentence)
+        options = ServerOptions(host=config.host, port=config.port)
+        self.server = LedgerServer(servicer, options, config.threads)
+
+    def statuses(self) -> list[Status]:
+        """Return how settlement of each pair goes."""
+        return [follower.status for follower in self.followers]
+
+    def _older(self, sentence: str) -> None:
+        log.critical("%s", sentence)
+        for follower in self.followers:
+            follower.stop(sentence)
+
+    async def watch(self) -> None:
+        """Look after the database: alive, not older than it was, expired transfers voided."""
+        while True:
+            try:
+                await asyncio.to_thread(self.heads.check, self.engine)
+                await asyncio.to_thread(self.ledger.expire)
+                self.server.set_serving(True)
+            except GONE as error:
+                self.server.set_serving(False)
+                log.warning("the database does not answer: %s", str(error).split("\n")[0])
+            except BooksAreOlder:
+                self.server.set_serving(False)
+            await asyncio.sleep(WATCH_S)
+
+
+async def _serve(config: LedgerConfig, process: Process, instruments: list[Instrument]) -> int:
+    process.heads.check(process.engine)
+    for instrument in instruments:
+        process.ledger.list_pair(instrument)
+    try:
+        port = process.server.start()
+    except RuntimeError as error:
+        print(f"ledgerd: cannot listen on {config.host}:{config.port}: {error}", file=sys.stderr)
+        return 1
+    print(f"ledgerd: the books on {config.host}:{port}", flush=True)
+    _announce(config.run, port)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    tasks = [asyncio.create_task(follower.run()) for follower in process.followers]
+    tasks.append(asyncio.create_task(process.watch()))
+    await stopping.wait()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.to_thread(process.server.stop)
+    # What was committed last is what a restored database will be compared with.
+    process.heads.check(process.engine)
+    return 0
+
+
+def _announce(run_folder: Path, port: int) -> None:
+    """Write the port beside the pairs' folders, where a supervisor or a test finds it."""
+    unfinished = run_folder / "ledgerd.port.new"
+    unfinished.write_text(f"{port}\n", encoding="ascii")
+    unfinished.replace(run_folder / "ledgerd.port")
+
+
+def _verify(engine: Engine) -> int:
+    report = verify(engine)
+    for complaint in report.complaints:
+        print(f"ledgerd: {complaint}")
+    print(
+        f"ledgerd: {report.seal_count} seals, {report.transfer_count} transfers,"
+        f" {report.posting_count} postings, {report.account_count} accounts:"
+        f" {'sound' if report.sound else 'NOT SOUND'}"
+    )
+    return 0 if report.sound else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Start, serve until stopped, drain; or verify. Return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # What the migrations say of themselves is of no interest to an operator.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        arguments = _arguments(argv)
+        config = _config(arguments)
+        config.run.mkdir(parents=True, exist_ok=True)
+        database = Database(config)
+        try:
+            database.start(prepare=arguments.action == "serve")
+            engine = connect(database.url, config.pool_size)
+            try:
+                if arguments.action == "verify":
+                    return _verify(engine)
+                process = Process(config, engine)
+                return run(_serve(config, process, process.instruments))
+            finally:
+                engine.dispose()
+        finally:
+            database.stop()
+    except (InvalidSetting, InvalidInstrument, NotLoopback, OSError) as error:
+        print(f"ledgerd: {error}", file=sys.stderr)
+        return 2
+    except (DatabaseTrouble, BooksAreOlder, *GONE) as error:
+        print(f"ledgerd: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,487 @@
+"""The door of the books: LedgerService on a synchronous server, one thread and connection a call.
+
+What the books refuse ends a call with its reason; a database that is away is UNAVAILABLE, and the
+next call finds it again; books older than they once were are FAILED_PRECONDITION until somebody
+has looked. It translates and decides nothing: that is `ledgerd.ledger` and `ledgerd.books`.
+
+It believes its callers: it listens on the machine's own address only.
+"""
+
+import functools
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from typing import Any, Final, NoReturn, TypeVar
+from uuid import UUID
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from sqlalchemy import Engine
+
+from exchange.enums import Asset
+from exchange.refusal import Code, Refusal, Refused
+from exchange.service import STATUS_DETAILS, ServerOptions, status_of
+from exchange.units import format_decimal
+from exchange.v1 import ledger_pb2, ledger_pb2_grpc
+from ledgerd import audit
+from ledgerd.books import queries
+from ledgerd.chart import AccountName, OwnerKind, Phase, Purpose, TransferKind
+from ledgerd.database import GONE
+from ledgerd.follower import Status
+from ledgerd.heads import BooksAreOlder
+from ledgerd.ledger import BooksUnbalanced, Ledger
+from ledgerd.reserves.merkle import NONCE_BYTES
+from ledgerd.transfers import Leg, NewTransfer
+
+SERVICE_NAME: Final = "exchange.v1.LedgerService"
+CALL_LIMIT: Final = 1_000
+"""Most accounts or transfers in one call."""
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Call = Callable[[Any, Request, grpc.ServicerContext], Response]
+
+log = logging.getLogger(__name__)
+
+_STATUS_OF: Final = {code.value[0]: code for code in grpc.StatusCode}
+_GONE: Final = Refusal(
+    Code.UNAVAILABLE,
+    "DATABASE_UNAVAILABLE",
+    "the database of the books does not answer; whatever was asked may have been done, repeat it"
+    " with the same id",
+)
+_UNEXPECTED: Final = Refusal(
+    Code.INTERNAL, "INTERNAL", "the server failed to handle the call; its log says why"
+)
+
+
+def _abort(context: grpc.ServicerContext, refusal: Refusal) -> NoReturn:
+    details = ((STATUS_DETAILS, status_of(refusal).SerializeToString()),)
+    context.set_trailing_metadata(details)
+    context.abort(_STATUS_OF[int(refusal.code)], refusal.message)
+    raise AssertionError("abort returned")
+
+
+def _answered(call: Call[Request, Response]) -> Call[Request, Response]:
+    """Turn what a call raises into the end of the call."""
+
+    @functools.wraps(call)
+    def answered(self: Any, request: Request, context: grpc.ServicerContext) -> Response:
+        try:
+            self.refuse_if_older()
+            return call(self, request, context)
+        except Refused as refused:
+            refusal = refused.refusal
+        except GONE as error:
+            log.warning("%s: %s", call.__name__, error)
+            refusal = _GONE
+        except BooksAreOlder as error:
+            refusal = Refusal(Code.FAILED_PRECONDITION, "BOOKS_OLDER", str(error))
+        except BooksUnbalanced as error:
+            refusal = Refusal(Code.FAILED_PRECONDITION, "BOOKS_UNBALANCED", str(error))
+        except Exception:
+            log.exception("%s failed", call.__name__)
+            refusal = _UNEXPECTED
+        _abort(context, refusal)
+
+    return answered
+
+
+def _id(field: str, value: bytes) -> UUID:
+    if len(value) != 16:
+        raise Refused(Refusal.of_field("ID_INVALID", field, value.hex(), "16 bytes"))
+    return UUID(bytes=value)
+
+
+Number = TypeVar("Number", OwnerKind, Purpose, TransferKind, Phase, Asset)
+
+
+def _enumerated(kind: type[Number], field: str, value: int) -> Number:
+    try:
+        return kind(value)
+    except ValueError:
+        raise Refused(
+            Refusal.of_field("ENUM_INVALID", field, value, f"a {kind.__name__} that exists")
+        ) from None
+
+
+def _name(message: ledger_pb2.AccountName) -> AccountName:
+    return AccountName(
+        _enumerated(OwnerKind, "owner_kind", message.owner_kind),
+        message.owner_id,
+        _enumerated(Purpose, "purpose", message.purpose),
+        message.asset,
+        message.pair,
+    )
+
+
+def _name_message(name: AccountName) -> ledger_pb2.AccountName:
+    return ledger_pb2.AccountName(
+        owner_kind=int(name.owner_kind),  # type: ignore[arg-type]
+        owner_id=name.owner_id,
+        purpose=int(name.purpose),  # type: ignore[arg-type]
+        asset=name.asset,
+        pair=name.pair,
+    )
+
+
+def _new_transfer(message: ledger_pb2.NewTransfer) -> NewTransfer:
+    pending = _id("pending_id", message.pending_id) if message.pending_id else None
+    return NewTransfer(
+        _id("id", message.id),
+        _enumerated(TransferKind, "kind", message.kind),
+        tuple(Leg(_name(leg.name), leg.amount_units) for leg in message.legs),
+        _enumerated(Phase, "phase", message.phase),
+        pending,
+        message.amount_units,
+        message.expires_ns,
+        message.actor,
+        message.note,
+    )
+
+
+def _count(field: str, items: Sequence[object]) -> None:
+    if not 0 < len(items) <= CALL_LIMIT:
+        limit = f"1 to {CALL_LIMIT} of them"
+        raise Refused(Refusal.of_field("COUNT_OUT_OF_RANGE", field, len(items), limit))
+
+
+class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
+    """Answers the calls. `statuses` says how settlement goes; `older` why nothing may be done."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        engine: Engine,
+        statuses: Callable[[], Sequence[Status]],
+        older: Callable[[], str],
+    ) -> None:
+        self._ledger = ledger
+        self._engine = engine
+        self._statuses = statuses
+        self._older = older
+
+    def refuse_if_older(self) -> None:
+        """Raise BooksAreOlder once that was noticed."""
+        sentence = self._older()
+        if sentence:
+            raise BooksAreOlder(sentence)
+
+    @_answered
+    def OpenAccounts(
+        self, request: ledger_pb2.OpenAccountsRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.OpenAccountsResponse:
+        """Open accounts."""
+        _count("names", request.names)
+        names = [_name(message) for message in request.names]
+        for name in names:
+            if name.owned_by_engine:
+                limit = "an account that allotment does not open by itself"
+                raise Refused(Refusal.of_field("ACCOUNT_OF_ENGINE", "name", name, limit))
+        return ledger_pb2.OpenAccountsResponse(account_ids=self._ledger.open_accounts(names))
+
+    @_answered
+    def ListBalances(
+        self, request: ledger_pb2.ListBalancesRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.ListBalancesResponse:
+        """Show balances, now or as of a moment."""
+        kind = _enumerated(OwnerKind, "owner_kind", request.owner_kind)
+        moment = request.as_of.WhichOneof("moment")
+        answer = ledger_pb2.ListBalancesResponse()
+        with queries.reading(self._engine) as session:
+            shown, posted, pair = queries.decimals(session), None, ""
+            if moment == "time_ns":
+                posted = queries.posted_at(session, request.as_of.time_ns)
+            elif moment == "pair_sequence":
+                pair = request.as_of.pair_sequence.pair
+                sequence = request.as_of.pair_sequence.sequence
+                posted = queries.posted_after(session, pair, sequence)
+            for account, balance, count in queries.balances(session, kind, request.owner_id):
+                # In flight money moves in two streams: a pair's sequence says nothing about it.
+                if pair and (account.pair != pair or account.purpose != Purpose.ALLOTTED):
+                    continue
+                amount, version = balance, count
+                if posted is not None:
+                    last = queries.balance_as_of(session, account.id, count, posted)
+                    amount = 0 if last is None else last.balance_after
+                    version = 0 if last is None else last.version
+                places = shown[account.asset]
+                answer.balances.add(
+                    name=_name_message(queries.name_of(account)),
+                    account_id=account.id,
+                    amount_units=amount,
+                    amount=format_decimal(amount, places, places),
+                    version=version,
+                )
+        return answer
+
+    @_answered
+    def ListStatement(
+        self, request: ledger_pb2.ListStatementRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.ListStatementResponse:
+        """Show what happened to an account, newest first."""
+        size = queries.page(request.page_size, default=100)
+        token = request.page_token
+        if token and not (token.isascii() and token.isdecimal() and len(token) <= 18):
+            limit = "empty, or what the page before gave"
+            raise Refused(Refusal.of_field("PAGE_TOKEN_INVALID", "page_token", token, limit))
+        answer = ledger_pb2.ListStatementResponse()
+        with queries.reading(self._engine) as session:
+            account = queries.account_of(session, _name(request.name))
+            places = queries.decimals(session)[account.asset]
+            below = int(token) if token else None
+            for posting, transfer in queries.statement(session, account, below, size):
+                answer.lines.add(
+                    version=posting.version,
+                    transfer_id=transfer.id,
+                    kind=transfer.kind,
+                    phase=transfer.phase,
+                    time_ns=transfer.time_ns,
+                    amount_units=posting.amount,
+                    amount=format_decimal(posting.amount, places, places),
+                    balance_units=posting.balance_after,
+                    balance=format_decimal(posting.balance_after, places, places),
+                )
+        if len(answer.lines) == size and answer.lines[-1].version > 1:
+            answer.next_page_token = str(answer.lines[-1].version)
+        return answer
+
+    @_answered
+    def PostTransfers(
+        self, request: ledger_pb2.PostTransfersRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.PostTransfersResponse:
+        """Post transfers, all or none."""
+        _count("transfers", request.transfers)
+        posted = self._ledger.post([_new_transfer(message) for message in request.transfers])
+        answer = ledger_pb2.PostTransfersResponse()
+        for one in posted:
+            answer.transfers.add(
+                id=one.id.bytes, transfer_id=one.transfer_id, repeated=one.repeated
+            )
+        return answer
+
+    @_answered
+    def GetTransfer(
+        self, request: ledger_pb2.GetTransferRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.GetTransferResponse:
+        """Show one transfer."""
+        asked = _id("id", request.id) if request.id else None
+        with queries.reading(self._engine) as session:
+            whole = queries.whole_transfer(session, request.transfer_id, asked)
+            answer = ledger_pb2.GetTransferResponse(
+                transfer_id=whole.transfer.id,
+                kind=whole.transfer.kind,  # type: ignore[arg-type]
+                phase=whole.transfer.phase,  # type: ignore[arg-type]
+                time_ns=whole.transfer.time_ns,
+                pair=whole.pair,
+                sequence=whole.transfer.sequence,
+                resolved_by=whole.resolved_by,
+                seal_cursor=whole.seal.cursor_to,
+                seal_hash=whole.seal.hash,
+            )
+            for posting, account in whole.postings:
+                answer.postings.add(
+                    name=_name_message(queries.name_of(account)),
+                    amount_units=posting.amount,
+                    balance_units=posting.balance_after,
+                    version=posting.version,
+                )
+        return answer
+
+    @_answered
+    def AllotTradingFunds(
+        self, request: ledger_pb2.AllotTradingFundsRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.AllotTradingFundsResponse:
+        """Set trading money aside for a pair's engine."""
+        number = self._ledger.allot(*_instruction(request))
+        return ledger_pb2.AllotTradingFundsResponse(transfer_number=number)
+
+    @_answered
+    def RecallTradingFunds(
+        self, request: ledger_pb2.RecallTradingFundsRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.RecallTradingFundsResponse:
+        """Ask a pair's engine for free money back."""
+        number = self._ledger.recall(*_instruction(request))
+        return ledger_pb2.RecallTradingFundsResponse(transfer_number=number)
+
+    @_answered
+    def ListInstructions(
+        self, request: ledger_pb2.ListInstructionsRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.ListInstructionsResponse:
+        """Show a pair's instructions."""
+        size = queries.page(request.page_size)
+        answer = ledger_pb2.ListInstructionsResponse()
+        with queries.reading(self._engine) as session:
+            shown, stream = queries.decimals(session), queries.stream_of(session, request.pair)
+            rows = queries.instructions(session, request.pair, request.from_number, size)
+            for told, resolved in rows:
+                code = stream.base if told.asset == Asset.BASE else stream.quote
+                answer.instructions.add(
+                    transfer_number=told.number,
+                    kind=told.kind,
+                    owner_id=told.owner_id,
+                    asset=told.asset,
+                    amount_units=told.amount,
+                    amount=format_decimal(told.amount, shown[code], shown[code]),
+                    resolved=resolved,
+                )
+        return answer
+
+    @_answered
+    def GetTrialBalance(
+        self, request: ledger_pb2.GetTrialBalanceRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.GetTrialBalanceResponse:
+        """Sum all postings by asset and purpose."""
+        lines = audit.trial_balance(self._engine, request.time_ns or None)
+        with queries.reading(self._engine) as session:
+            shown = queries.decimals(session)
+        answer, totals = ledger_pb2.GetTrialBalanceResponse(), dict.fromkeys(shown, 0)
+        for line in lines:
+            totals[line.asset] += line.amount
+            places = shown[line.asset]
+            answer.lines.add(
+                asset=line.asset,
+                purpose=int(line.purpose),
+                amount_units=line.amount,
+                amount=format_decimal(line.amount, places, places),
+                account_count=line.account_count,
+            )
+        answer.balanced = not any(totals.values())
+        return answer
+
+    @_answered
+    def ListSettlements(
+        self, request: ledger_pb2.ListSettlementsRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.ListSettlementsResponse:
+        """Show how far each pair is settled."""
+        answer = ledger_pb2.ListSettlementsResponse()
+        for status in sorted(self._statuses(), key=lambda status: status.pair):
+            answer.settlements.add(
+                pair=status.pair,
+                state=int(status.state),
+                sentence=status.sentence,
+                cursor=status.cursor,
+                committed_number=status.committed_number,
+                settled_count=status.settled_count,
+                posted_ns=status.posted_ns,
+            )
+        return answer
+
+    @_answered
+    def ListSeals(
+        self, request: ledger_pb2.ListSealsRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.ListSealsResponse:
+        """Show the seals of a stream."""
+        size = queries.page(request.page_size)
+        with queries.reading(self._engine) as session:
+            stream = queries.stream_of(session, request.pair)
+            answer = ledger_pb2.ListSealsResponse(cursor=stream.cursor, head=stream.head)
+            for seal in queries.seals(session, stream, request.from_number, size):
+                answer.seals.add(
+                    cursor_from=seal.cursor_from,
+                    cursor_to=seal.cursor_to,
+                    sequence=seal.sequence,
+                    transfer_count=seal.transfer_count,
+                    posting_count=seal.posting_count,
+                    posted_ns=seal.posted_ns,
+                    previous=seal.previous,
+                    hash=seal.hash,
+                )
+        return answer
+
+    @_answered
+    def VerifyBooks(
+        self, request: ledger_pb2.VerifyBooksRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.VerifyBooksResponse:
+        """Compute everything again."""
+        report = audit.verify(self._engine)
+        return ledger_pb2.VerifyBooksResponse(
+            sound=report.sound,
+            complaints=report.complaints,
+            seal_count=report.seal_count,
+            transfer_count=report.transfer_count,
+            posting_count=report.posting_count,
+        )
+
+    @_answered
+    def TakeLiabilitySnapshot(
+        self, request: ledger_pb2.TakeLiabilitySnapshotRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.TakeLiabilitySnapshotResponse:
+        """Keep a Merkle sum tree of what is owed of an asset."""
+        number = self._ledger.take_snapshot(request.asset, lambda: secrets.token_bytes(NONCE_BYTES))
+        with queries.reading(self._engine) as session:
+            kept = queries.snapshot(session, number)
+            return ledger_pb2.TakeLiabilitySnapshotResponse(
+                snapshot=number,
+                root=kept.root,
+                total_units=kept.total,
+                leaf_count=kept.leaf_count,
+                time_ns=kept.time_ns,
+            )
+
+    @_answered
+    def GetLiabilityProof(
+        self, request: ledger_pb2.GetLiabilityProofRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.GetLiabilityProofResponse:
+        """Prove to one owner what a snapshot counts."""
+        with queries.reading(self._engine) as session:
+            proof = queries.liability_proof(session, request.snapshot, request.owner_id)
+        answer = ledger_pb2.GetLiabilityProofResponse(
+            owner_id=proof.leaf.owner_id,
+            amount_units=proof.leaf.amount,
+            nonce=proof.leaf.nonce,
+            root=proof.root.hash,
+            total_units=proof.root.total,
+        )
+        for step in proof.steps:
+            sibling = step.sibling
+            answer.steps.add(hash=sibling.hash, total_units=sibling.total, left=step.left)
+        return answer
+
+
+def _instruction(
+    request: ledger_pb2.AllotTradingFundsRequest | ledger_pb2.RecallTradingFundsRequest,
+) -> tuple[UUID, str, int, Asset, int, str]:
+    asset = _enumerated(Asset, "asset", request.asset)
+    asked = _id("id", request.id)
+    return asked, request.pair, request.owner_id, asset, request.amount_units, request.actor
+
+
+class LedgerServer:
+    """The server with health and reflection; health says whether the books can be used."""
+
+    def __init__(self, servicer: LedgerServicer, options: ServerOptions, threads: int) -> None:
+        self.options = options
+        self.health = health.HealthServicer()
+        self.server = grpc.server(
+            futures.ThreadPoolExecutor(threads, thread_name_prefix="ledger-call"),
+            options=options.channel_arguments(),
+            maximum_concurrent_rpcs=options.concurrent_call_limit,
+        )
+        ledger_pb2_grpc.add_LedgerServiceServicer_to_server(servicer, self.server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self.server)
+
+    def start(self) -> int:
+        """Listen; return the port. Raises RuntimeError if it is taken."""
+        self.set_serving(False)
+        port = int(self.server.add_insecure_port(f"{self.options.host}:{self.options.port}"))
+        self.server.start()
+        status = health.health_pb2.HealthCheckResponse.SERVING
+        self.health.set("alive", status)
+        return port
+
+    def set_serving(self, serving: bool) -> None:
+        """Say whether the books can be used."""
+        answer = health.health_pb2.HealthCheckResponse
+        status = answer.SERVING if serving else answer.NOT_SERVING
+        for name in ("", "ledger", SERVICE_NAME):
+            self.health.set(name, status)
+
+    def stop(self) -> None:
+        """Take no more calls; wait for those under way, up to the grace."""
+        self.health.enter_graceful_shutdown()
+        self.server.stop(self.options.grace_s).wait()
