@@ -136,7 +136,7 @@ class Screen:
         return Group(*parts)
 
     def _headline(self) -> RenderableType:
-        text = Text(f"{self.pair}  ", style="bold")
+        text = Text(f"{self.pair}  ", style="bold", no_wrap=True, overflow="ellipsis")
         ready = enums_pb2.ENGINE_STATE_READY
         good = self.status is not None and self.status.engine_state == ready
         text.append(self._engine(), style="green" if good else "red")
@@ -154,7 +154,7 @@ class Screen:
         bids = self.book.bids(count) if self.book else []
         for level in [None] * (count - len(asks)) + asks[::-1]:
             table.add_row(*_level(level), style="red")
-        table.add_row(Text("·", style="dim"), Text(_spread(bids, asks), style="dim"), "")
+        table.add_row("spread", _spread(bids, asks), "", style="dim")
         for level in bids + [None] * (count - len(bids)):
             table.add_row(*_level(level), style="green")
         live = self.book is not None and self.book.live
@@ -215,7 +215,7 @@ def _level(level: Level | None) -> tuple[str, str, str]:
 def _spread(bids: list[Level], asks: list[Level]) -> str:
     if not bids or not asks:
         return ""
-    return f"spread {asks[0].price_ticks - bids[0].price_ticks:,} ticks"
+    return f"{asks[0].price_ticks - bids[0].price_ticks:,} ticks"
 
 
 def _latency(median_and_tail: list[int] | None) -> str:
