@@ -23,7 +23,7 @@ from bench.pair import Line, Pair
 from bench.venue import funding
 from engine.durability.journal import zeroed_file
 from exchange.enums import CommandKind, ExecutionKind, OrderType, Side, TimeInForce
-from exchange.v1 import order_entry_pb2, order_entry_pb2_grpc
+from exchange.v1 import enums_pb2, order_entry_pb2, order_entry_pb2_grpc
 
 ACCOUNT: Final = (("holdfast-account", "1"),)
 RECORD: Final = np.dtype(
@@ -43,7 +43,6 @@ _ACK_BYTES: Final = 48
 _ACK_KIND: Final = 40
 WINDOW: Final = 8
 """Batches on their way at once."""
-FUNDING_RING: Final = 7
 LOOPBACK: Final = "127.0.0.1"
 
 assert RECORD.itemsize == 32
@@ -74,9 +73,9 @@ class Door:
         return order_entry_pb2.SubmitOrderRequest(
             pair=self.pair,
             client_order_id=self.next_id,
-            side=int(Side.BUY),
-            order_type=int(OrderType.LIMIT),
-            time_in_force=int(TimeInForce.GOOD_TILL_CANCELLED),
+            side=enums_pb2.SIDE_BUY,
+            order_type=enums_pb2.ORDER_TYPE_LIMIT,
+            time_in_force=enums_pb2.TIME_IN_FORCE_GOOD_TILL_CANCELLED,
             price=str(1_000 + self.next_id % 500),
             quantity="10",
         )
@@ -160,7 +159,7 @@ async def _until_open(door: Door, pair: Pair) -> bytes:
 
 def _open_pair(pair: Pair, processes: int) -> tuple[Door, list[subprocess.Popen[bytes]], bytes]:
     """Fund a pair and open its doors; return a client, the entry processes and an answer."""
-    line = Line(pair, FUNDING_RING)
+    line = Line(pair, pair.last_ring)
     line.carry(funding())
     line.close()
     port = _free_port()
@@ -226,8 +225,8 @@ def run_entry(rounds: Rounds) -> list[Row]:
     """Measure single orders and batches through the whole product."""
     calls, batches = rounds.size(400, 150), rounds.size(300, 60)
     with (
-        Pair("os") as loose,
-        Pair("fsync") as safe,
+        Pair("os", inboxes=2) as loose,
+        Pair("fsync", inboxes=2) as safe,
         disk_folder() as folder,
         contextlib.ExitStack() as stack,
     ):
@@ -294,7 +293,7 @@ def run_processes(rounds: Rounds) -> list[Row]:
     with contextlib.ExitStack() as stack:
         opened = {}
         for count in (1, 2, 4):
-            pair = stack.enter_context(Pair("os"))
+            pair = stack.enter_context(Pair("os", inboxes=count + 1))
             door, entries, _ = _open_pair(pair, count)
             opened[count] = door, entries
         found: dict[int, list[float]] = {count: [] for count in opened}

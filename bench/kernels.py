@@ -74,7 +74,7 @@ def _against_null(rounds: Rounds, flow: Flow) -> list[Row]:
             found = medians(
                 rounds,
                 {
-                    "kernel": lambda batch=batch: commands_per_second(venue, flow.commands, batch),
+                    "kernel": partial(commands_per_second, venue, flow.commands, batch),
                     "null": nothing,
                 },
             )
@@ -175,7 +175,7 @@ def run_flows(rounds: Rounds) -> list[Row]:
         found = in_turns(
             rounds,
             {
-                flow.name: lambda flow=flow: commands_per_second(venue, flow.commands, 1_024)
+                flow.name: partial(commands_per_second, venue, flow.commands, 1_024)
                 for flow in flows
             },
         )

@@ -1,15 +1,17 @@
 """Compiled loops to compare with: what the machine does when there is nothing to decide."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from exchange.atomics import Words, fence_acquire, load_acquire, pause
+from engine.kernel.apply import apply_batch
+from exchange.atomics import Words, fence_acquire, load_acquire, pause, store_release
 from exchange.compiled import kernel
-from exchange.ring import Rows, drain_rows, push_rows
+from exchange.ring import TAIL, Rows, drain_rows, push_rows, take_rows
 from exchange.seqlock import read_stable, read_unchecked
 from exchange.tables import words
 
@@ -47,21 +49,23 @@ def null_batch(
 
 
 @intrinsic
-def cycles(_typing_context: Any) -> Any:
-    """Return the processor's cycle counter."""
-
+def _cycles(_typing_context: Any) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
-        counter = ir.FunctionType(ir.IntType(64), [])
-        name = "llvm.readcyclecounter"
-        return builder.call(cgutils.get_or_insert_function(builder.module, counter, name), [])
+        shape: Any = ir.FunctionType(ir.IntType(64), [])
+        insert: Any = cgutils.get_or_insert_function
+        return builder.call(insert(builder.module, shape, "llvm.readcyclecounter"), [])
 
     return types.int64(), generate
+
+
+cycles = cast(Callable[[], int], _cycles)
+"""Return the processor's cycle counter."""
 
 
 @kernel
 def count_cycles() -> int:
     """Return the cycle counter, to be compared with a clock."""
-    return int(cycles())
+    return cycles()
 
 
 @kernel
@@ -102,6 +106,44 @@ def echo(
         while drain_rows(control, records, cursors, 0, cache[0], row, 1) == 0:
             pause()
         push_rows(back_control, back_records, back_cursors, 0, cache[1], row, 1)
+
+
+@kernel
+def send_each(
+    control: Words, records: Rows, cursors: Words, cache: Words, rows: Rows, samples: Words
+) -> None:
+    """Send rows one at a time, each when the one before was released; leave the cycles of each."""
+    for index in range(samples.shape[0]):
+        start = cycles()
+        push_rows(control, records, cursors, 0, cache, rows[index : index + 1], 1)
+        tail = load_acquire(control, TAIL)
+        while load_acquire(cursors, 0) < tail:
+            pause()
+        samples[index] = cycles() - start
+
+
+@kernel
+def apply_each(
+    control: Words,
+    records: Rows,
+    cursors: Words,
+    cache: Words,
+    row: Rows,
+    row_address: int,
+    context: int,
+    out: int,
+    out_capacity: int,
+    time_ns: int,
+    count: int,
+) -> None:
+    """Take so many commands from a ring, apply each, and release it when it is applied."""
+    position = load_acquire(cursors, 0)
+    for _ in range(count):
+        while take_rows(control, records, position, cache, row, 1) == 0:
+            pause()
+        apply_batch(context, row_address, 1, time_ns, out, out_capacity)
+        position += 1
+        store_release(cursors, 0, position)
 
 
 @kernel

@@ -46,10 +46,18 @@ class Pair:
     """An engine process and what stands in front of it."""
 
     def __init__(
-        self, durability: str, instrument: Instrument = INSTRUMENT, spins: int = 1_000
+        self,
+        durability: str,
+        instrument: Instrument = INSTRUMENT,
+        spins: int = 1_000,
+        inboxes: int = 1,
     ) -> None:
-        """Make the folders and start the engine; entry processes are added by ``start``."""
+        """Make the folders and start the engine; entry processes are added by ``start``.
+
+        The last of the ``inboxes`` is for a ``Line`` of this process.
+        """
         self.instrument = instrument
+        self.last_ring = inboxes - 1
         self.root = Path(tempfile.mkdtemp(prefix="holdfast-bench-"))
         self.segments = Path(tempfile.mkdtemp(prefix="holdfast-bench-", dir="/dev/shm"))
         self.run = RunFolder(self.root / "run", instrument.pair)
@@ -61,7 +69,7 @@ class Pair:
         self.instruments = self.root / "instruments.toml"
         self.instruments.write_text(_toml(instrument), encoding="utf-8")
         self.engine = self.start(
-            "engine", "--durability", durability, "--spins", str(spins), "--inboxes", "8"
+            "engine", "--durability", durability, "--spins", str(spins), "--inboxes", str(inboxes)
         )
 
     def start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
