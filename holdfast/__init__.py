@@ -17,6 +17,7 @@ from exchange.enums import (
     Side,
     TimeInForce,
 )
+from holdfast import packed
 from holdfast.blocking import Client
 from holdfast.book import Book, Level
 from holdfast.client import AsyncClient
@@ -61,4 +62,5 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "accepted",
+    "packed",
 ]

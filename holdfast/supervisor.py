@@ -394,6 +394,9 @@ class Supervisor:
         await self._stop_some(doors, 15, told)
         await self._stop_some({"engine"}, 120, told)
         if self._lock >= 0:
+            if self.children:
+                # Nobody of the pair is left to read them, and they are memory.
+                remove_stale(segment_name(self.plan.pair, ""), self.plan.segments)
             os.close(self._lock)
             self._lock = -1
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import os
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeVar
 
@@ -23,7 +26,7 @@ from holdfast import (
     accepted,
     packed,
 )
-from tests.integration.run_process import RunProcess, running, segment_folder
+from tests.integration.run_process import ROOT, RunProcess, running, segment_folder
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -265,3 +268,17 @@ def test_kill_9_is_a_delay_and_no_order_is_lost_or_doubled(
     asyncio.run(scenario())
     log = exchange.run / "btc-usdt" / "logs" / f"{victim}.log"
     assert f"{victim} ended with SIGKILL" in log.read_text()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_programs_of_the_quick_start_run(
+    exchange: RunProcess, targets: dict[str, Any], index: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(programs) == 2
+    here = f'account=100, target="{targets["target"]}", market_data="{targets["market_data"]}"'
+    program = programs[index].replace("account=100", here)
+    assert program != programs[index]
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    assert ("0.01000", "[1 1 1")[index] in capfd.readouterr().out

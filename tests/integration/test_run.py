@@ -44,6 +44,7 @@ def test_a_run_trades_stops_by_itself_and_the_next_one_goes_on(
         assert first > 20, "nothing was traded"
         assert rest.index("stopping flow") < rest.index("stopping engine")
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+        assert list(segments.iterdir()) == []
     with running(tmp_path / "run", segments, "--no-flow") as run:
         found = re.search(r"as it was after ([\d,]+) executions; its", run.until("is open"))
         assert found is not None
