@@ -9,13 +9,14 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from exchange.enums import Asset, ExecutionKind, Reason, Side
+from exchange.records import Rows
 from exchange.refusal import Refused
 from ledgerd import chart
 from ledgerd.audit import trial_balance, verify
 from ledgerd.books.commit import CursorMoved, Overdrawn
 from ledgerd.chart import AccountName, OwnerKind, Phase, Purpose, TransferKind
 from ledgerd.ledger import BooksDiffer, BooksUnbalanced
-from ledgerd.postings import FeedContradiction, Rows
+from ledgerd.postings import FeedContradiction
 from ledgerd.transfers import NewTransfer
 from tests.books import OTHER, PAIR, TestBooks, custody, fresh_books, superuser, user
 
