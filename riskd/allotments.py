@@ -25,6 +25,7 @@ from exchange.records import Rows
 from riskd.holdings import Certainty, Holdings, Outcome
 from riskd.limits import RiskReason, asset_name
 from riskd.moves import (
+    MOVED,
     Instruct,
     Instruction,
     Key,
@@ -40,10 +41,6 @@ from riskd.moves import (
 )
 
 _ASSETS: Final = (Asset.BASE, Asset.QUOTE)
-_MOVED: Final = {
-    CommandKind.ALLOT_FUNDS: ExecutionKind.ALLOTTED,
-    CommandKind.RELEASE_FUNDS: ExecutionKind.RELEASED,
-}
 
 
 class Allotments:
@@ -73,7 +70,7 @@ class Allotments:
         """Whose wants are open."""
         self._returning: set[Key] = set()
         """Whose money an engine gave back that the ledger has not settled yet."""
-        self._asking: set[Move] = set()
+        self._asking: dict[Move, None] = {}
         self._open_wants = 0
         self._turn = 0
         self._ahead_ns = 0
@@ -165,7 +162,7 @@ class Allotments:
         move, numbers = step.move, self.numbers[step.move.pair]
         if move.number or move.done:
             return
-        self._asking.discard(move)
+        self._asking.pop(move, None)
         move.number = number
         known = numbers.moves.get(number)
         if known is not None:
@@ -175,17 +172,17 @@ class Allotments:
             numbers.moves[number] = move
         else:
             # The feed told of it before the ledger's answer came: its money has arrived.
-            self._finish(move, _MOVED[move.kind])
+            self._finish(move, MOVED[move.kind])
 
     def refused(self, step: Instruct, reason: RiskReason = RiskReason.INSUFFICIENT_FUNDS) -> None:
         """Hear that the ledger did not record a move: nothing was moved, no number used."""
         move = step.move
         if move.number or move.done:
             return
-        self._asking.discard(move)
+        self._asking.pop(move, None)
         key = self._key(move)
         purse = self._purse(key)
-        purse.moves.discard(move)
+        purse.moves.pop(move, None)
         purse.trading_units = None
         move.reason = reason
         self.finished.append(move)
@@ -201,25 +198,19 @@ class Allotments:
             return
         numbers.learning, numbers.known = None, True
         if instructions and step.from_number == 0:
-            numbers.applied = max(numbers.applied, instructions[0].number - 1)
+            self._advance(step.pair, instructions[0].number - 1)
         for told in instructions:
             move = numbers.moves.get(told.number)
             if told.number <= numbers.applied:
                 continue
             if told.resolved and told.number == numbers.applied + 1:
                 # As good as the feed's word, and the only one left if it was read before.
-                numbers.applied = told.number
-                if numbers.moves.pop(told.number, None) is not None and move is not None:
-                    self._finish(move, _MOVED[move.kind])
+                self._advance(step.pair, told.number)
             elif move is None:
                 terms = (told.kind, told.account, told.asset, told.amount_units)
                 move = Move(step.pair, *terms, None, told.number)
                 numbers.moves[told.number] = move
-                self._purse(self._key(move)).moves.add(move)
-
-    def forget(self, pair: str) -> None:
-        """Ask the ledger again what is open: somebody else may have given instructions."""
-        self.numbers[pair].known = False
+                self._purse(self._key(move)).moves[move] = None
 
     def settled(self, pair: str, cursor: int) -> None:
         """Hear how far the ledger has settled a pair: the number of the next execution."""
@@ -265,15 +256,14 @@ class Allotments:
             if outcome.kind == ExecutionKind.REJECTED:
                 # An amendment can look the same, but hardly like the move that is due. One that is
                 # not known here yet the ledger will call resolved.
-                if move is None or number != numbers.applied + 1 or not _fits(move, outcome):
+                if move is None or number != numbers.applied + 1 or not move.refused_by(outcome):
                     continue
                 if outcome.reason == Reason.INSUFFICIENT_FUNDS:
                     item.refused(outcome)
             else:
                 numbers.certain = max(numbers.certain, number)
-            numbers.applied = max(numbers.applied, number)
             self._told(pair, outcome, numbers.moves.pop(number, None))
-        item.transfer_number = numbers.applied
+            self._advance(pair, number)
 
     def _told(self, pair: str, outcome: Outcome, move: Move | None) -> None:
         name = asset_name(self.holdings[pair].instrument, outcome.asset)
@@ -290,11 +280,20 @@ class Allotments:
             self._finish(move, outcome.kind)
         self._dirty.add(key)
 
+    def _advance(self, pair: str, number: int) -> None:
+        """Note that the engine has done with all numbers up to this one, told of or not."""
+        numbers = self.numbers[pair]
+        numbers.applied = max(numbers.applied, number)
+        self.holdings[pair].transfer_number = numbers.applied
+        for passed in [known for known in numbers.moves if known <= numbers.applied]:
+            move = numbers.moves.pop(passed)
+            self._finish(move, MOVED[move.kind])
+
     def _finish(self, move: Move, outcome: ExecutionKind) -> None:
         key = self._key(move)
         purse = self._purse(key)
         move.outcome = outcome
-        purse.moves.discard(move)
+        purse.moves.pop(move, None)
         self.finished.append(move)
         for want in [want for want in purse.wants if want.move is move]:
             self._end(purse, want, move.reason)
@@ -302,7 +301,7 @@ class Allotments:
 
     def _replace(self, move: Move, known: Move) -> None:
         purse = self._purse(self._key(move))
-        purse.moves.discard(move)
+        purse.moves.pop(move, None)
         for want in purse.wants:
             if want.move is move:
                 want.move = known
@@ -318,7 +317,7 @@ class Allotments:
             keys, self._dirty = sorted(self._dirty), set()
             for key in keys:
                 self._plan(key, now_ns, steps)
-        for move in sorted(self._asking, key=lambda move: (move.pair, move.account)):
+        for move in self._asking:
             if not move.asked:
                 move.asked = True
                 steps.append(Instruct(move))
@@ -329,6 +328,8 @@ class Allotments:
     def _send(self, pair: str, numbers: Numbers, now_ns: int, steps: list[Step]) -> None:
         following = numbers.applied + 1
         hole = numbers.moves and following not in numbers.moves
+        if now_ns - numbers.known_ns >= self.policy.relearn_ns:
+            numbers.known_ns, numbers.known = now_ns, False
         if (hole or not numbers.known) and numbers.learning is None:
             numbers.learning = Learn(pair, following if numbers.applied else 0)
             steps.append(numbers.learning)
@@ -472,8 +473,8 @@ class Allotments:
 
     def _start(self, key: Key, pair: str, kind: CommandKind, asset: Asset, units: int) -> Move:
         move = Move(pair, kind, key.account, asset, units, self._new_request())
-        self._purse(key).moves.add(move)
-        self._asking.add(move)
+        self._purse(key).moves[move] = None
+        self._asking[move] = None
         return move
 
     def _end(self, purse: Purse, want: Want, reason: RiskReason) -> None:
@@ -492,9 +493,3 @@ class Allotments:
 
     def _purse(self, key: Key) -> Purse:
         return self.purses.setdefault(key, Purse())
-
-
-def _fits(move: Move, outcome: Outcome) -> bool:
-    reason = Reason.BALANCE_OVERFLOW if move.allots else Reason.INSUFFICIENT_FUNDS
-    asked = (move.account, move.asset, move.amount_units, reason)
-    return asked == (outcome.account, outcome.asset, outcome.amount_units, outcome.reason)

@@ -17,10 +17,16 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from exchange.enums import Asset, CommandKind, ExecutionKind
+from exchange.enums import Asset, CommandKind, ExecutionKind, Reason
+from riskd.holdings import Outcome
 from riskd.limits import RiskReason
 
 SECOND_NS: Final = 1_000_000_000
+MOVED: Final = {
+    CommandKind.ALLOT_FUNDS: ExecutionKind.ALLOTTED,
+    CommandKind.RELEASE_FUNDS: ExecutionKind.RELEASED,
+}
+"""What an engine says when it carried out a move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,9 @@ class Policy:
     """A command the feed does not tell of is sent again after this time."""
     ahead_ns: int = 5 * SECOND_NS
     """Between two looks whether a market maker's money has to be topped up."""
+    relearn_ns: int = 10 * SECOND_NS
+    """Between two questions to the ledger what is open: an instruction may have reached it late,
+    after whoever gave it died and somebody else asked."""
     want_limit: int = 10_000
     """Most wants open at a time: beyond, askers are refused."""
 
@@ -67,6 +76,12 @@ class Move:
     def allots(self) -> bool:
         """True for money on its way into the engine."""
         return self.kind == CommandKind.ALLOT_FUNDS
+
+    def refused_by(self, outcome: Outcome) -> bool:
+        """Say whether a refusal in the feed can be the end of this move."""
+        reason = Reason.BALANCE_OVERFLOW if self.allots else Reason.INSUFFICIENT_FUNDS
+        asked = (self.account, self.asset, self.amount_units, reason)
+        return asked == (outcome.account, outcome.asset, outcome.amount_units, outcome.reason)
 
     @property
     def done(self) -> bool:
@@ -113,8 +128,8 @@ class Purse:
     """What the ledger last said is in trading, less what was taken since; None: ask it."""
     reading: "ReadTrading | None" = None
     wants: list[Want] = field(default_factory=list)
-    moves: set[Move] = field(default_factory=set)
-    """Not finished yet."""
+    moves: dict[Move, None] = field(default_factory=dict)
+    """Not finished yet: a set in order of age, so that the same events lead to the same steps."""
     returning: list[tuple[str, int, int]] = field(default_factory=list)
     """(pair, number of the execution, units): given back by an engine, not yet by the ledger."""
     turns: dict[str, int] = field(default_factory=dict)
@@ -186,4 +201,6 @@ class Numbers:
     """Numbered and not done."""
     learning: Learn | None = None
     known: bool = False
-    """False until the ledger was asked what is open."""
+    """False until the ledger was asked what is open, and again from time to time."""
+    known_ns: int = 0
+    """When it was last asked."""
