@@ -73,6 +73,7 @@ class EngineProcess:
         self._snapshot_sequence = self.sequencer.engine.sequence
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._stopping = False
+        self._watch_open_inboxes()
         self._cared_ns = 0
         self.sequencer.set_state(STATE_READY)
         _log.info(
@@ -109,7 +110,6 @@ class EngineProcess:
             )
             for ring in range(self.config.inbox_count)
         ]
-        sequencer.inboxes = list(self.inboxes)
         sequencer.listeners = list(self.inboxes)
         self._sleeper = Sleeper(
             self.bell, self.intake["control"], INTAKE_ASLEEP, spins=self.config.spins
@@ -141,10 +141,16 @@ class EngineProcess:
         if self.intake["control"][INTAKE_STATE] == STATE_JOURNAL_BLOCKED:
             self.bell.wait(CARE_NS / 1e9)
             return
-        tails = [inbox for inbox in self.inboxes if inbox.tail_address]
-        addresses = np.array([inbox.tail_address for inbox in tails], np.int64)
-        seen = np.array([inbox.cursor for inbox in tails], np.int64)
-        self._sleeper.wait(addresses, seen, CARE_NS / 1e9)
+        for index, inbox in enumerate(self._open):
+            self._seen[index] = inbox.cursor
+        self._sleeper.wait(self._tails, self._seen, CARE_NS / 1e9)
+
+    def _watch_open_inboxes(self) -> None:
+        """Prepare what a wait looks at; only open inboxes are drained and watched."""
+        self._open = [inbox for inbox in self.inboxes if inbox.tail_address]
+        self._tails = np.array([inbox.tail_address for inbox in self._open], np.int64)
+        self._seen = np.zeros(len(self._open), np.int64)
+        self.sequencer.inboxes = list(self._open)
 
     def _care(self, now_ns: int) -> None:
         self._cared_ns = now_ns
@@ -153,6 +159,8 @@ class EngineProcess:
         for inbox in self.inboxes:
             if inbox.refresh():
                 _log.info("inbox %d is open", inbox.ring)
+        if sum(inbox.tail_address for inbox in self.inboxes) != self._tails.sum():
+            self._watch_open_inboxes()
         self._care_for_snapshot()
 
     def _care_for_snapshot(self) -> None:

@@ -14,6 +14,7 @@ Not here: sleeping and bells (see `engine.entry.process`), the network.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -61,6 +62,8 @@ class Follower:
         self._state[FOLD_OPEN] = NO_POSITION
         self._waiters: deque[_Waiter] = deque()
         self._growth: asyncio.Future[None] | None = None
+        self.on_wait: Callable[[], None] = lambda: None
+        """Called whenever somebody begins to wait for the log to grow."""
 
     @property
     def acked(self) -> int:
@@ -73,9 +76,9 @@ class Follower:
         return self.index.number
 
     @property
-    def waiter_count(self) -> int:
-        """How many callers wait."""
-        return len(self._waiters)
+    def awaited(self) -> bool:
+        """True while somebody waits for the log to grow."""
+        return bool(self._waiters) or self._growth is not None
 
     def behind(self) -> int:
         """Return how many executions wait to be followed."""
@@ -89,6 +92,7 @@ class Follower:
         """
         future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
         self._waiters.append(_Waiter(first, count, future))
+        self.on_wait()
         return future
 
     def step(self) -> int:
@@ -140,5 +144,6 @@ class Follower:
             return True
         if self._growth is None:
             self._growth = asyncio.get_running_loop().create_future()
+            self.on_wait()
         done, _ = await asyncio.wait((self._growth,), timeout=timeout_s)
         return bool(done)

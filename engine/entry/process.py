@@ -67,6 +67,7 @@ class EntryProcess:
         self._bell: Doorbell | None = None
         self._caught_up = False
         self._pumping = False
+        self._listening = False
         self._owed: set[int] = set()
         self._snapshot_number = 0
         self._snapshot: asyncio.Task[None] | None = None
@@ -143,6 +144,7 @@ class EntryProcess:
             confirm(config.run.executions, _CONSUMER, index.number)
         acked = self._inbox.engine_cursor()
         self._follower = Follower(reader, config.ring, index, acked)
+        self._follower.on_wait = self._listen
         return True
 
     def _rung(self) -> None:
@@ -161,15 +163,23 @@ class EntryProcess:
         self._pump()
 
     def _pump(self) -> None:
-        """Follow the log; sleep only when, after saying so, there is still nothing new."""
+        """Follow the log; ask to be rung only when, after saying so, there is nothing new.
+
+        While nobody waits here the engine need not ring: every process of the pair follows the
+        whole log, and a wake-up for each batch would cost more than following it at each tick.
+        """
         if self._pumping:
             return
         control = self.inbox.control
         wake_up(control, PRODUCER_ASLEEP)
+        self._listening = False
         if self.follower.step() == 0:
             self._caught_up = True
+            if not self.follower.awaited:
+                return
             fall_asleep(control, PRODUCER_ASLEEP)
             if self.follower.behind() <= 0:
+                self._listening = True
                 return
             wake_up(control, PRODUCER_ASLEEP)
         self._pumping = True
@@ -178,6 +188,11 @@ class EntryProcess:
     def _pump_on(self) -> None:
         self._pumping = False
         self._pump()
+
+    def _listen(self) -> None:
+        """Somebody begins to wait: be rung from now on."""
+        if not self._listening:
+            self._pump()
 
     def _start_snapshot(self) -> None:
         """Write the index elsewhere, from a copy taken at a boundary between commands."""
