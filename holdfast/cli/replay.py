@@ -42,7 +42,7 @@ WINDOW: Final = 16
 """Batches under way at a time."""
 PACE_S: Final = 0.005
 """A replay at recorded speed sends what has become due so often."""
-_SEGMENTS_PREFIX: Final = "holdfast-replay-"
+_FOLDER_PREFIX: Final = "holdfast-replay-"
 _ACCOUNT: Final = 1
 
 
@@ -268,19 +268,26 @@ async def _own_exchange(
 
 @contextlib.contextmanager
 def _temporary_folders() -> Iterator[tuple[Path, Path]]:
-    """Make a run folder and a segment folder for this process; both are gone afterwards."""
-    parent = Path(segment_folder())
-    for left in parent.glob(f"{_SEGMENTS_PREFIX}*"):
-        owner = left.name.removeprefix(_SEGMENTS_PREFIX)
-        if owner.isdigit() and not Path("/proc", owner).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    segments = parent / f"{_SEGMENTS_PREFIX}{os.getpid()}"
-    segments.mkdir(mode=0o700)
+    """Make a run folder and a segment folder for this process; both are gone afterwards.
+
+    What a killed replay left is removed first: the name says whose it was.
+    """
+    run, segments = (
+        Path(parent, f"{_FOLDER_PREFIX}{os.getpid()}-{purpose}")
+        for parent, purpose in ((tempfile.gettempdir(), "run"), (segment_folder(), "segments"))
+    )
+    for parent in {run.parent, segments.parent}:
+        for left in parent.glob(f"{_FOLDER_PREFIX}*"):
+            owner = left.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
+            if owner.isdigit() and not Path("/proc", owner).exists():
+                shutil.rmtree(left, ignore_errors=True)
     try:
-        with tempfile.TemporaryDirectory(prefix="holdfast-replay-") as run:
-            yield Path(run), segments
+        for folder in (run, segments):
+            folder.mkdir(mode=0o700)
+        yield run, segments
     finally:
-        shutil.rmtree(segments, ignore_errors=True)
+        for folder in (run, segments):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _toml(instrument: Instrument) -> str:
