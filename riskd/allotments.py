@@ -144,6 +144,8 @@ class Allotments:
             return
         self._open_wants += 1
         purse.wants.append(want)
+        # What was read before this want may have been before the deposit it relies on.
+        purse.reading = purse.trading_units = None
         key = Key(want.account, want.asset_name)
         self._waiting.add(key)
         self._dirty.add(key)
@@ -363,7 +365,7 @@ class Allotments:
             key = Key(account, self._name(pair, asset))
             purse = self._purse(key)
             there = int(self.holdings[pair].total[account, asset - 1])
-            there += sum(move.amount_units for move in purse.moves if move.pair == pair)
+            there += sum(move.change_units for move in purse.moves if move.pair == pair)
             waiting = any(want.pair == pair for want in purse.wants)
             # A quarter is worth a move; each fill alone is not.
             if waiting or (target - there) * 4 < target:
@@ -371,7 +373,6 @@ class Allotments:
             until_ns, missing = now_ns + self.policy.ahead_ns, target - there
             name = key.asset_name
             want = Want(account, pair, asset, name, missing, missing, now_ns, until_ns, ahead=True)
-            purse.trading_units = None
             self._add(purse, want)
 
     # Planning.
@@ -396,6 +397,7 @@ class Allotments:
         """Give what trading has; return who has to wait for more."""
         assert purse.trading_units is not None
         left = purse.trading_units
+        kept = 0
         short: list[Want] = []
         served: list[tuple[Want, int]] = []
         for want in waiting:
@@ -407,7 +409,7 @@ class Allotments:
                 short.append(want)
             elif not want.pair:
                 self._end(purse, want, RiskReason.UNSPECIFIED)
-                left -= units
+                left, kept = left - units, kept + units
             else:
                 served.append((want, units))
                 left -= units
@@ -421,7 +423,7 @@ class Allotments:
             purse.turns[want.pair] = self._turn
             kind = CommandKind.ALLOT_FUNDS
             want.move = self._start(key, want.pair, kind, want.asset, units + extra)
-        purse.trading_units = left
+        purse.trading_units = left + kept
         return short
 
     def _fetch(self, key: Key, purse: Purse, short: list[Want], now_ns: int) -> None:
@@ -438,9 +440,10 @@ class Allotments:
             units -= self.targets.get((key.account, pair, asset), 0)
             if units <= 0:
                 continue
-            item = self.holdings[pair]
-            arrived_ns = int(item.allotted_ns[key.account, asset - 1])
-            if arrived_ns and now_ns - arrived_ns < self.policy.sticky_ns:
+            item, place = self.holdings[pair], (key.account, asset - 1)
+            arrived_ns, unsure = int(item.allotted_ns[place]), item.certainty[place]
+            learning = unsure == Certainty.REFUSED and self._releasing(purse, pair)
+            if learning or (arrived_ns and now_ns - arrived_ns < self.policy.sticky_ns):
                 later += units
             else:
                 donors.append((int(item.active_ns[key.account]), pair, asset, units))
@@ -464,12 +467,14 @@ class Allotments:
 
     def _releasable(self, key: Key, pair: str, asset: Asset) -> int:
         """Return what may be free in a pair, less what is being released from it already."""
-        under_way = sum(
-            move.amount_units
-            for move in self._purse(key).moves
-            if move.pair == pair and not move.allots
-        )
-        return int(self.holdings[pair].free[key.account, asset - 1]) - under_way
+        free = int(self.holdings[pair].free[key.account, asset - 1])
+        return free - self._releasing(self._purse(key), pair)
+
+    @staticmethod
+    def _releasing(purse: Purse, pair: str) -> int:
+        """Return what is being released from a pair."""
+        moves = [move for move in purse.moves if move.pair == pair and not move.allots]
+        return sum(move.amount_units for move in moves)
 
     def _start(self, key: Key, pair: str, kind: CommandKind, asset: Asset, units: int) -> Move:
         move = Move(pair, kind, key.account, asset, units, self._new_request())

@@ -77,6 +77,11 @@ class Move:
         """True for money on its way into the engine."""
         return self.kind == CommandKind.ALLOT_FUNDS
 
+    @property
+    def change_units(self) -> int:
+        """Return what the engine will have more, or less, of."""
+        return self.amount_units if self.allots else -self.amount_units
+
     def refused_by(self, outcome: Outcome) -> bool:
         """Say whether a refusal in the feed can be the end of this move."""
         reason = Reason.BALANCE_OVERFLOW if self.allots else Reason.INSUFFICIENT_FUNDS
