@@ -99,6 +99,16 @@ class PairFollower:
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._stopping = ""
+        self._changed = asyncio.Event()
+
+    async def changed(self) -> None:
+        """Wait for the next change of the status."""
+        await self._changed.wait()
+
+    def _say(self, state: State, sentence: str = "") -> None:
+        self.status.state, self.status.sentence = state, sentence
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def stop(self, sentence: str) -> None:
         """Stop for good, from any thread: before the next commit."""
@@ -117,7 +127,7 @@ class PairFollower:
                     self._wait(State.WAITING_FOR_FEED, error)
                 await asyncio.sleep(PAUSE_S)
         except (SettlementStopped, Refused, psycopg.Error, *_CONTRADICTIONS) as error:
-            self.status.state, self.status.sentence = State.STOPPED, str(error)
+            self._say(State.STOPPED, str(error))
             log.critical("settlement of %s stopped: %s", self.status.pair, error)
 
     def _wait(self, state: State, error: BaseException) -> None:
@@ -125,7 +135,7 @@ class PairFollower:
         sentence = (text or type(error).__name__).strip().split("\n")[0]
         if (self.status.state, self.status.sentence) != (state, sentence):
             log.warning("settlement of %s: %s: %s", self.status.pair, state.name, sentence)
-        self.status.state, self.status.sentence = state, sentence
+        self._say(state, sentence)
 
     async def _follow(self) -> None:
         pair = self.status.pair
@@ -160,7 +170,7 @@ class PairFollower:
         async with contextlib.aclosing(feed.chunks(cursor)) as chunks:
             async for chunk in chunks:
                 self.status.committed_number = chunk.committed_number
-                self.status.state, self.status.sentence = State.RUNNING, ""
+                self._say(State.RUNNING)
                 while self._waiting_rows >= QUEUE_LIMIT:
                     self._room.clear()
                     await self._room.wait()
@@ -232,8 +242,8 @@ class PairFollower:
                         " restored from an older backup"
                     ) from moved
             break
-        self.status.state, self.status.sentence = State.RUNNING, ""
         self.status.cursor = cursor_to
         self.status.settled_count += len(rows)
         self.status.batch_count += 1
         self.status.posted_ns = self._clock()
+        self._say(State.RUNNING)

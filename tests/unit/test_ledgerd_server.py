@@ -285,7 +285,7 @@ def test_older_books_answer_nothing_but_why(door: Door) -> None:
 
 
 def test_a_database_that_goes_away_is_unavailable_and_comes_back() -> None:
-    postgres = EmbeddedPostgres(server().folder.parent / "fleeting")
+    postgres = EmbeddedPostgres(server().folder.parent / "passing")
     postgres.start()
     try:
         postgres.create()
