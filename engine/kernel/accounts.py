@@ -82,9 +82,10 @@ def buy_hold_per_lot(s: State, price: int, rate_ppm: int) -> int:
 @inlined
 def hold_per_lot(s: State, side: int, price: int, rate_ppm: int) -> int:
     """Return what one lot of an order holds, in the asset it pays with."""
-    if side == 0:
-        return buy_hold_per_lot(s, price, rate_ppm)
-    return s.scalars[UNITS_PER_LOT]
+    # Both, and then one of them: the side of an order cannot be predicted.
+    buy = buy_hold_per_lot(s, price, rate_ppm)
+    sell = s.scalars[UNITS_PER_LOT]
+    return buy if side == 0 else sell
 
 
 @inlined

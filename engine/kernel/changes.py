@@ -189,7 +189,8 @@ def requeue(s: State, slot: int, price: int, leaves: int) -> None:
     taker = Taker(account, side, LIMIT, prevention, price, order_id, client_order_id, shape)
     left, filled, ended = take(s, taker, leaves, s.orders[slot, O_FILLED])
     if left > 0 and ended == 0:
-        rest(s, slot, taker, price, left, filled, post_only)
+        per_lot = hold_per_lot(s, side, price, hold_rate_ppm(s, account))
+        rest(s, slot, taker, price, left, filled, post_only, per_lot)
         return
     delist(s, slot, account)
     free_slot(s, slot)

@@ -24,7 +24,9 @@ from exchange.tables import address_of, int64, uint64
 # generators, 2014), used as multiplicative mixers.
 _FIRST = uint64(0xBF58476D1CE4E5B9)
 _SECOND = uint64(0x94D049BB133111EB)
-ENTRIES_AHEAD = 8
+
+ENTRIES_AHEAD = 32
+OWNERS_AHEAD = 8
 
 
 @inlined
@@ -86,6 +88,9 @@ def remember(
     s.entries[row, K_ORDER_ID] = order_id
     s.entries[row, K_EXECUTION] = execution
     _push(s, number, row, chain_of(s, account, client_order_id))
-    # Some orders later this entry's place is asked whether its order still rests.
-    ahead = s.entries[(number + ENTRIES_AHEAD) & (window - 1), K_ORDER_ID] & SLOT_MASK
-    prefetch(address_of(s.orders, ahead))
+    # The ring is larger than the caches, and each entry to be overwritten names an order anywhere.
+    far = (number + ENTRIES_AHEAD) & (window - 1)
+    prefetch(address_of(s.entries, far))
+    prefetch(address_of(s.links, far))
+    near = s.entries[(number + OWNERS_AHEAD) & (window - 1), K_ORDER_ID] & SLOT_MASK
+    prefetch(address_of(s.orders, near))

@@ -276,12 +276,13 @@ def limit_of(s: State, side: int, order_type: int, price: int) -> int:
 
 
 @inlined
-def funds_refusal(s: State, account: int, side: int, order_type: int, price: int, size: int) -> int:
+def funds_refusal(
+    s: State, account: int, side: int, order_type: int, price: int, size: int, per_lot: int
+) -> int:
     """Return INSUFFICIENT_FUNDS when the account cannot pay what the order may need, or 0."""
     free = s.accounts[account, free_column(side)]
-    rate = hold_rate_ppm(s, account)
     if order_type == LIMIT:
-        enough = size * hold_per_lot(s, side, price, rate) <= free
+        enough = size * per_lot <= free
     elif side == 1 and order_type == MARKET:
         enough = size * s.scalars[UNITS_PER_LOT] <= free
     elif side == 0 and order_type == MARKET_BY_AMOUNT:
@@ -290,7 +291,7 @@ def funds_refusal(s: State, account: int, side: int, order_type: int, price: int
         enough = True
     elif side == 0:
         best = s.scalars[BEST_BID + 1]
-        enough = buy_hold_per_lot(s, best, rate) <= free
+        enough = buy_hold_per_lot(s, best, hold_rate_ppm(s, account)) <= free
     else:
         enough = s.scalars[UNITS_PER_LOT] <= free
     return 0 if enough else INSUFFICIENT_FUNDS
@@ -316,7 +317,14 @@ def replay(s: State, i: int, row: int) -> None:
 
 @inlined
 def rest(
-    s: State, slot: int, taker: Taker, tick: int, leaves: int, filled: int, post_only: int
+    s: State,
+    slot: int,
+    taker: Taker,
+    tick: int,
+    leaves: int,
+    filled: int,
+    post_only: int,
+    per_lot: int,
 ) -> None:
     """Put what remains of an order into the book and hold what it may cost."""
     account = taker.account
@@ -328,7 +336,7 @@ def rest(
     s.orders[slot, O_TERMS] = make_terms(s, account, side + 1, taker.prevention, post_only)
     s.halves[slot, H_PRICE] = tick
     s.halves[slot, H_ACCOUNT] = account
-    hold(s, account, side, leaves * hold_per_lot(s, side, tick, hold_rate_ppm(s, account)))
+    hold(s, account, side, leaves * per_lot)
     enqueue(s, slot, side, tick)
     publish_level(s, side, tick)
 
@@ -351,7 +359,9 @@ def expire_taker(s: State, taker: Taker, reason: int, tick: int, left: int, fill
 
 
 @inlined
-def refusal(s: State, i: int, account: int, side: int, order_type: int, tif: int) -> int:
+def refusal(
+    s: State, i: int, account: int, side: int, order_type: int, tif: int, per_lot: int
+) -> int:
     """Return the first reason of the ladder from the pair's status on, or 0."""
     reason = trader_refusal(s, account)
     if reason == 0:
@@ -371,7 +381,7 @@ def refusal(s: State, i: int, account: int, side: int, order_type: int, tif: int
     if tif == FOK and not fillable(s, account, side, prevention, price, quantity):
         return FILL_OR_KILL_UNFILLED
     limit = limit_of(s, side, order_type, price)
-    return funds_refusal(s, account, side, order_type, limit, quantity)
+    return funds_refusal(s, account, side, order_type, limit, quantity, per_lot)
 
 
 @inlined
@@ -397,7 +407,9 @@ def new_order(s: State, i: int) -> None:
     side = command_side(s, i) - 1
     order_type = (verb >> 16) & 0xFF
     tif = (verb >> 24) & 0xFF
-    reason = refusal(s, i, account, side, order_type, tif)
+    # Needed twice, and a number without meaning for what is refused or has no price.
+    per_lot = hold_per_lot(s, side, command_price(s, i), hold_rate_ppm(s, account))
+    reason = refusal(s, i, account, side, order_type, tif, per_lot)
     if reason != 0:
         reject(s, i, reason)
         return
@@ -417,7 +429,8 @@ def new_order(s: State, i: int) -> None:
     taker = Taker(account, side, order_type, prevention, limit, order_id, client_order_id, shape)
     left, filled, ended = take(s, taker, quantity, 0)
     if left > 0 and tif == GTC and ended == 0:
-        rest(s, slot, taker, price, left, filled, command_flags(s, i) & COMMAND_FLAG_POST_ONLY)
+        post_only = command_flags(s, i) & COMMAND_FLAG_POST_ONLY
+        rest(s, slot, taker, price, left, filled, post_only, per_lot)
         enlist(s, slot, account)
         return
     if slot != 0:

@@ -81,9 +81,9 @@ from exchange.compiled import inlined
 from exchange.records import FLAG_LAST
 from exchange.tables import address_of
 
+EVENTS_AHEAD = 16
 DEPTH_EVERY_EVENTS = 1024
 DEPTH_EVERY_NS = 1_000_000
-EVENTS_AHEAD = 16
 LARGEST = (1 << 63) - 1
 
 
@@ -155,7 +155,7 @@ def publish_event(s: State, verb: int, price: int, lots: int, count: int) -> Non
     s.events[row, EVENT_TIME_NS] = s.work[W_TIME_NS]
     store_release_at(commit, position + 1)
     store_release_at(address_of(s.book, EVENT_HEAD), position + 1)
-    # The ring is far larger than the caches: have the lines to come on their way.
+    # The ring is larger than the caches: the lines of the next events have to be on their way.
     prefetch(address_of(s.events, (position + EVENTS_AHEAD) & (s.scalars[EVENT_CAPACITY] - 1)))
 
 
