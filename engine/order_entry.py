@@ -24,7 +24,7 @@ from exchange.records import (
     command_verb,
 )
 from exchange.refusal import Code, Refusal
-from exchange.units import amount_to_units, price_to_ticks, quantity_to_lots
+from exchange.units import InvalidDecimal, amount_to_units, price_to_ticks, quantity_to_lots
 from exchange.v1 import order_entry_pb2, pair_admin_pb2
 
 ACCOUNT_LIMIT: Final = (1 << 31) - 1
@@ -91,8 +91,8 @@ def price_in(instrument: Instrument, field: str, text: str) -> int | Refusal:
     """Return a price in ticks, or what is wrong with its text."""
     try:
         ticks = price_to_ticks(instrument, text)
-    except ValueError as error:
-        return Refusal.of_field("PRICE_INVALID", field, text, str(error))
+    except InvalidDecimal as error:
+        return Refusal.of_field("PRICE_INVALID", field, text, error.limit)
     if ticks > PRICE_WORD_LIMIT:
         return Refusal.of_field("PRICE_INVALID", field, text, f"at most {PRICE_WORD_LIMIT} ticks")
     return ticks
@@ -102,8 +102,8 @@ def quantity_in(instrument: Instrument, field: str, text: str) -> int | Refusal:
     """Return a quantity in lots, or what is wrong with its text."""
     try:
         return _fitting(quantity_to_lots(instrument, text))
-    except ValueError as error:
-        return Refusal.of_field("QUANTITY_INVALID", field, text, str(error))
+    except InvalidDecimal as error:
+        return Refusal.of_field("QUANTITY_INVALID", field, text, error.limit)
 
 
 def amount_in(instrument: Instrument, field: str, text: str, asset: Asset) -> int | Refusal:
@@ -112,13 +112,14 @@ def amount_in(instrument: Instrument, field: str, text: str, asset: Asset) -> in
     try:
         decimals = instrument.base_decimals if base else instrument.quote_decimals
         return _fitting(amount_to_units(decimals, text))
-    except ValueError as error:
-        return Refusal.of_field("AMOUNT_INVALID", field, text, str(error))
+    except InvalidDecimal as error:
+        return Refusal.of_field("AMOUNT_INVALID", field, text, error.limit)
 
 
 def _fitting(number: int) -> int:
     if number > WORD_LIMIT:
-        raise ValueError(f"at most {WORD_LIMIT} of its smallest steps")
+        limit = f"at most {WORD_LIMIT} of its smallest steps"
+        raise InvalidDecimal(f"{number} is not {limit}", limit)
     return number
 
 

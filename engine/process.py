@@ -26,7 +26,13 @@ from exchange.book_layout import (
     segment_name,
 )
 from exchange.doorbell import Doorbell, Sleeper
-from exchange.intake import INTAKE_ASLEEP, INTAKE_JOURNAL, INTAKE_STATE, intake_layout
+from exchange.intake import (
+    INTAKE_ASLEEP,
+    INTAKE_JOURNAL,
+    INTAKE_SEQUENCE,
+    INTAKE_STATE,
+    intake_layout,
+)
 from exchange.ownership import Owned
 
 _log = logging.getLogger(__name__)
@@ -94,6 +100,7 @@ class EngineProcess:
         restore_cursors(self.recovered.engine, intake["cursors"])
         intake["control"][:] = 0
         intake["control"][INTAKE_JOURNAL] = self.recovered.journal_number
+        intake["control"][INTAKE_SEQUENCE] = self.recovered.engine.sequence
 
     def _make_sequencer(self) -> Sequencer:
         found = self.recovered

@@ -19,17 +19,27 @@ _PLAIN = re.compile(r"([0-9]+)(?:\.([0-9]+))?", re.ASCII)
 class InvalidDecimal(ValueError):
     """A text that is no number on the grid; the message names the value and the limit."""
 
+    def __init__(self, problem: str, limit: str) -> None:
+        """Say what is wrong; ``limit`` completes "it must be"."""
+        super().__init__(problem)
+        self.limit = limit
+
 
 def parse_decimal(text: str, decimals: int) -> int:
     """Return a plain decimal in steps of ``10**-decimals``; raises InvalidDecimal."""
     if len(text) > TEXT_LIMIT:
-        raise InvalidDecimal(f"a text of {len(text)} characters; at most {TEXT_LIMIT}")
+        raise InvalidDecimal(
+            f"a text of {len(text)} characters; at most {TEXT_LIMIT}",
+            f"at most {TEXT_LIMIT} characters",
+        )
     match = _PLAIN.fullmatch(text)
     if match is None:
-        raise InvalidDecimal(f"{text!r} is not plain decimal text such as 64000.10")
+        limit = "plain decimal text such as 64000.10"
+        raise InvalidDecimal(f"{text!r} is not {limit}", limit)
     whole, fraction = match[1], (match[2] or "").rstrip("0")
     if len(fraction) > decimals:
-        raise InvalidDecimal(f"{text!r} has more than {decimals} decimals")
+        limit = f"a number with at most {decimals} decimals"
+        raise InvalidDecimal(f"{text!r} has more than {decimals} decimals", limit)
     return int(whole + fraction.ljust(decimals, "0"))
 
 
@@ -46,7 +56,7 @@ def _on_grid(text: str, decimals: int, step: int) -> int:
     count, rest = divmod(units, step)
     if rest:
         grid = format_decimal(step, decimals, _shown(decimals, step))
-        raise InvalidDecimal(f"{text!r} is not a multiple of {grid}")
+        raise InvalidDecimal(f"{text!r} is not a multiple of {grid}", f"a multiple of {grid}")
     return count
 
 

@@ -77,7 +77,7 @@ def source_files(*suffixes: str) -> list[Path]:
     for path in sorted(ROOT.rglob("*")):
         parts = path.relative_to(ROOT).parts
         hidden = any(part.startswith(".") for part in parts[:-1]) and parts[0] != ".ci"
-        if hidden or "__pycache__" in parts or parts[0] in {"build", "dist", "var"}:
+        if hidden or "__pycache__" in parts or parts[0] in {"build", "dist", "run", "var"}:
             continue
         if any(part.endswith(".egg-info") for part in parts) or not path.is_file():
             continue
