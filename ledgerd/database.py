@@ -18,6 +18,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,15 @@ SOCKET_PATH_LIMIT_BYTES: Final = 107
 """What the kernel takes as the name of a socket."""
 START_LIMIT_S: Final = 300
 """How long recovery after a crash may take before a start counts as failed."""
+
+_AS_USER: Final = (
+    sys.executable,
+    "-ISc",
+    "import os, sys; os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[1]));"
+    " os.execv(sys.argv[3], sys.argv[3:])",
+)
+"""Runs a program as another user. `subprocess` could do it by itself, but only by a real fork, and
+a fork beside gRPC's threads runs gRPC's own handlers in the child, which may crash there."""
 
 SETTINGS: Final = {
     "listen_addresses": "''",
@@ -226,18 +236,18 @@ class EmbeddedPostgres:
 
     def _run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         user = self._user
+        given = [str(self._programs / program), *arguments]
+        if user is not None:
+            given = [*_AS_USER, str(user.pw_uid), str(user.pw_gid), *given]
         with tempfile.TemporaryFile("w+") as said:
             # Files instead of pipes: the server inherits them, and a pipe would stay open.
             outcome = subprocess.run(
-                [str(self._programs / program), *arguments],
+                given,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=said,
                 cwd="/",
                 env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
-                user=None if user is None else user.pw_uid,
-                group=None if user is None else user.pw_gid,
-                extra_groups=None if user is None else [],
                 check=False,
                 start_new_session=True,
             )
