@@ -47,8 +47,9 @@ START_LIMIT_S: Final = 300
 _AS_USER: Final = (
     sys.executable,
     "-ISc",
-    "import os, sys; os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[1]));"
-    " os.execv(sys.argv[3], sys.argv[3:])",
+    """import os, sys
+os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[1]))
+os.execv(sys.argv[3], sys.argv[3:])""",
 )
 """Runs a program as another user. `subprocess` could do it by itself, but only by a real fork, and
 a fork beside gRPC's threads runs gRPC's own handlers in the child, which may crash there."""
@@ -127,9 +128,21 @@ class EmbeddedPostgres:
 
     def running(self) -> bool:
         """Say whether the folder's server runs."""
-        if not (self.data / "PG_VERSION").exists():
+        if not (self.data / "PG_VERSION").exists() or self._dead():
             return False
         return self._run("pg_ctl", "status", "-D", str(self.data)).returncode == 0
+
+    def _dead(self) -> bool:
+        """Say whether the server named by the folder's process file was killed and not yet reaped.
+
+        Such a process still answers signals, and would pass for a running server for ever where
+        nobody reaps, as in some containers.
+        """
+        try:
+            number = (self.data / "postmaster.pid").read_text().split("\n", 1)[0]
+            return Path("/proc", number, "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        except (OSError, IndexError):
+            return False
 
     def start(self) -> bool:
         """Prepare and start the server; return False if it was running already.
@@ -143,6 +156,8 @@ class EmbeddedPostgres:
             self._own(self.folder)
             if not (self.data / "PG_VERSION").exists():
                 self._prepare()
+            if self._dead():
+                (self.data / "postmaster.pid").unlink()
             self._write_settings()
             self._own(self.socket)
             limit = ("-w", "-t", str(START_LIMIT_S))
