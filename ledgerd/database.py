@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,6 +133,20 @@ class EmbeddedPostgres:
             return False
         return self._run("pg_ctl", "status", "-D", str(self.data)).returncode == 0
 
+    def _answers(self) -> bool:
+        """Wait until a server that runs takes connections, or runs no more; say which."""
+        for _ in range(START_LIMIT_S * 10):
+            if not self.running():
+                return False
+            try:
+                psycopg.connect(self._superuser_address(), connect_timeout=5).close()
+            except psycopg.OperationalError:
+                # Starting up after a crash, or just being killed: either is over soon.
+                time.sleep(0.1)
+            else:
+                return True
+        raise DatabaseTrouble(f"PostgreSQL in {self.folder} runs and takes no connections")
+
     def _dead(self) -> bool:
         """Say whether the server named by the folder's process file was killed and not yet reaped.
 
@@ -151,13 +166,14 @@ class EmbeddedPostgres:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
-            if self.running():
+            if self._answers():
                 return False
             self._own(self.folder)
             if not (self.data / "PG_VERSION").exists():
                 self._prepare()
             if self._dead():
                 (self.data / "postmaster.pid").unlink()
+                (self.socket / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
             self._write_settings()
             self._own(self.socket)
             limit = ("-w", "-t", str(START_LIMIT_S))
