@@ -220,7 +220,7 @@ def run_rings(rounds: Rounds) -> list[Row]:
             must = "p50 1 µs" if compiled else ""
             rows.append(_row(f"ring, kernel, {note}", taken, must, "nothing durable"))
     for durability in ("os", "fsync"):
-        pairs = rounds.size(4_000, 1_000)
+        pairs = rounds.size(4_000, 1_000) if durability == "os" else 150
         passes = _through_engine(pairs, rounds.count + 1, durability)[1:]
         note = f"engine process, spinning; its loop is Python; journal with {durability}"
         rows.append(_row("ring, journal, kernel, log, sequence seen", passes, "", note))
