@@ -18,7 +18,7 @@ from bench.harness import Rounds, Row, cpu_seconds, medians, rate, span
 from bench.kernels import commands_per_second
 from bench.venue import START_NS, Venue, funding
 from engine.durability.journal import Durability, Journal, zeroed_file
-from engine.recovery import Recovered, recover
+from engine.recovery import Recovered, recover, reserve_pages
 from engine.sequencer import Sequencer
 from engine.vault_layout import vault_layout
 from exchange.book_layout import book_layout
@@ -185,6 +185,7 @@ class Pipeline:
             )
         ]
         vault, book, intake = self.owned
+        reserve_pages(vault, book)
         start = time.thread_time_ns(), time.perf_counter_ns()
         self.recovered: Recovered = recover(
             self.run, flow.instrument, durability, vault.arrays, book.arrays

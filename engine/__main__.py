@@ -20,7 +20,7 @@ def main() -> int:
     log.info(describe(config))
     try:
         process = EngineProcess(config)
-    except (DurabilityError, OwnershipError, AlreadyListening) as error:
+    except (DurabilityError, OwnershipError, AlreadyListening, OSError) as error:
         log.error("not started: %s", error)
         return 1
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -15,7 +15,7 @@ import numpy as np
 from engine.config import EngineConfig
 from engine.durability.snapshot import Capture, SnapshotFailed, sequences, write
 from engine.inboxes import BorrowedInbox
-from engine.recovery import Recovered, own_fresh, recover, take_snapshot
+from engine.recovery import Recovered, own_fresh, recover, reserve_pages, take_snapshot
 from engine.sequencer import Sequencer, restore_cursors
 from engine.vault_layout import vault_layout
 from exchange.book_layout import (
@@ -64,6 +64,7 @@ class EngineProcess:
             directory=config.segments,
             group=config.group,
         )
+        reserve_pages(self.vault, self.book)
         started_ns = time.monotonic_ns()
         self.recovered = self._recover()
         self.intake = Owned.claim(

@@ -185,6 +185,19 @@ def _replay(engine: Engine, journal: Journal, log: ExecutionLogWriter, chain_has
     return chain_hash
 
 
+def reserve_pages(vault: Owned, book: Owned) -> None:
+    """Have the system provide the memory that every pair will use, now instead of at first touch.
+
+    All but what grows with the price range: levels, queues and the finest bitmap stay sparse.
+    Raises OSError when the memory is not there: better at the start than by a fault in a store.
+    """
+    for owned, sparse in ((vault, {"queues"}), (book, {"levels", "bits0"})):
+        for one in owned.layout.fields:
+            if one.name not in sparse:
+                offset = owned.layout.offsets[one.name]
+                os.posix_fallocate(owned.shared_memory.fd, offset, one.size_bytes)
+
+
 def own_fresh(name: str, layout: Any, *, mode: int, directory: str, group: str | None) -> Owned:
     """Claim a segment and make sure it is empty: what a dead owner left is replaced.
 
