@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn, TypeVar
 from uuid import UUID
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from sqlalchemy import Engine
 
@@ -470,13 +470,13 @@ class LedgerServer:
         self.set_serving(False)
         port = int(self.server.add_insecure_port(f"{self.options.host}:{self.options.port}"))
         self.server.start()
-        status = health.health_pb2.HealthCheckResponse.SERVING
+        status = health_pb2.HealthCheckResponse.SERVING
         self.health.set("alive", status)
         return port
 
     def set_serving(self, serving: bool) -> None:
         """Say whether the books can be used."""
-        answer = health.health_pb2.HealthCheckResponse
+        answer = health_pb2.HealthCheckResponse
         status = answer.SERVING if serving else answer.NOT_SERVING
         for name in ("", "ledger", SERVICE_NAME):
             self.health.set(name, status)
