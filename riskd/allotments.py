@@ -1,9 +1,9 @@
 """Which money goes to which engine: a state machine without a clock, input or output.
 
 It hears what is wanted, what the ledger answers and what the feeds say, and gives out steps
-(`riskd.moves`) for somebody else to do. Losing it loses nothing: a new one learns the open moves
-from the ledger. Two of them at once waste effort and break nothing, since the ledger numbers and
-the engine counts.
+(`riskd.funds.moves`) for somebody else to do. Losing it loses nothing: a new one learns the open
+moves from the ledger. Two of them at once waste effort and break nothing, since the ledger numbers
+and the engine counts.
 
 - Money is wanted in one place; what is asked again while it is under way joins it.
 - It comes from trading if there is enough; otherwise what is missing is released from other pairs,
@@ -22,9 +22,8 @@ from uuid import UUID
 from exchange.enums import Asset, CommandKind, ExecutionKind, Reason
 from exchange.instrument import AMOUNT_LIMIT_UNITS
 from exchange.records import Rows
-from riskd.holdings import Certainty, Holdings, Outcome
-from riskd.limits import RiskReason, asset_name
-from riskd.moves import (
+from riskd.funds.holdings import Certainty, Holdings, Outcome
+from riskd.funds.moves import (
     MOVED,
     Instruct,
     Instruction,
@@ -39,6 +38,7 @@ from riskd.moves import (
     Step,
     Want,
 )
+from riskd.limits import RiskReason, asset_name
 
 _ASSETS: Final = (Asset.BASE, Asset.QUOTE)
 
@@ -68,7 +68,7 @@ class Allotments:
         self._dirty: set[Key] = set()
         self._waiting: set[Key] = set()
         """Whose wants are open."""
-        self._returning: set[Key] = set()
+        self.returning: set[Key] = set()
         """Whose money an engine gave back that the ledger has not settled yet."""
         self._asking: dict[Move, None] = {}
         self._open_wants = 0
@@ -216,14 +216,14 @@ class Allotments:
 
     def settled(self, pair: str, cursor: int) -> None:
         """Hear how far the ledger has settled a pair: the number of the next execution."""
-        for key in sorted(self._returning):
+        for key in sorted(self.returning):
             purse = self.purses[key]
             left = [item for item in purse.returning if item[0] != pair or item[1] >= cursor]
             if len(left) < len(purse.returning):
                 purse.returning, purse.trading_units = left, None
                 self._dirty.add(key)
             if not left:
-                self._returning.discard(key)
+                self.returning.discard(key)
 
     def failed(self, step: Step) -> None:
         """Hear that it is unknown what became of a step: it will be given out again."""
@@ -275,7 +275,7 @@ class Allotments:
         if released or returned:
             entry = (pair, outcome.execution_number, outcome.amount_units)
             self._purse(key).returning.append(entry)
-            self._returning.add(key)
+            self.returning.add(key)
         if move is not None:
             if returned:
                 move.reason = RiskReason.BALANCE_OVERFLOW

@@ -20,9 +20,9 @@ from exchange.enums import (
 )
 from exchange.records import Rows
 from riskd.allotments import Allotments
-from riskd.holdings import Holdings
+from riskd.funds.holdings import Holdings
 from riskd.limits import asset_name
-from riskd.moves import (
+from riskd.funds.moves import (
     Instruct,
     Instruction,
     Learn,

@@ -22,9 +22,9 @@ from exchange.enums import Asset, Reason
 from exchange.instrument import Instrument
 from exchange.records import Rows
 from riskd.allotments import Allotments
-from riskd.holdings import Holdings
+from riskd.funds.holdings import Holdings
 from riskd.limits import RiskReason, asset_name
-from riskd.moves import (
+from riskd.funds.moves import (
     Instruct,
     Instruction,
     Learn,

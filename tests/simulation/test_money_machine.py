@@ -12,7 +12,7 @@ from exchange import records
 from exchange.enums import ExecutionKind, Reason
 from exchange.records import Rows
 from riskd.allotments import Allotments
-from riskd.moves import Learn, Move
+from riskd.funds.moves import Learn, Move
 from tests.reference.ledger import Short
 from tests.simulation.faults import NO_FAULTS, Faults, seeds
 from tests.simulation.mesh import Mesh

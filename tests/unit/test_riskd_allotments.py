@@ -7,9 +7,9 @@ import pytest
 from exchange import records
 from exchange.enums import Asset, CommandKind, ExecutionKind, Reason, Side
 from exchange.instrument import AMOUNT_LIMIT_UNITS
-from riskd.holdings import Certainty
+from riskd.funds.holdings import Certainty
 from riskd.limits import RiskReason
-from riskd.moves import Instruct, Instruction, Learn, Move, ReadTrading, Send
+from riskd.funds.moves import Instruct, Instruction, Learn, Move, ReadTrading, Send
 from tests.simulation.instant import (
     BTC,
     ETH,

@@ -6,10 +6,10 @@ import pytest
 
 from exchange import records
 from exchange.enums import Asset, Side
-from riskd import exposure
+from riskd.funds import exposure
 from riskd.allotments import Allotments
-from riskd.holdings import FeedTrouble, Holdings
-from riskd.moves import Policy, Want
+from riskd.funds.holdings import FeedTrouble, Holdings
+from riskd.funds.moves import Policy, Want
 from tests.simulation.instant import BTC, ETH, allotted_row, world_with
 from tests.simulation.processes import PAIRS
 
@@ -29,7 +29,7 @@ def test_holdings_survive_being_stored() -> None:
 
 def test_holdings_of_an_unknown_version_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     item = Holdings(PAIRS[0])
-    monkeypatch.setattr("riskd.holdings.SNAPSHOT_VERSION", 9)
+    monkeypatch.setattr("riskd.funds.holdings.SNAPSHOT_VERSION", 9)
     stored = item.dump()
     monkeypatch.undo()
     with pytest.raises(ValueError, match="version 9"):

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from exchange.enums import Asset, CommandKind, ExecutionKind, Reason
-from riskd.holdings import Outcome
+from riskd.funds.holdings import Outcome
 from riskd.limits import RiskReason
 
 SECOND_NS: Final = 1_000_000_000

@@ -2,8 +2,8 @@
 
 from exchange.enums import Asset
 from riskd.allotments import Allotments
+from riskd.funds.moves import Key
 from riskd.limits import asset_name
-from riskd.moves import Key
 
 
 def _columns(allotments: Allotments, name: str) -> list[tuple[str, int]]:

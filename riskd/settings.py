@@ -1,0 +1,318 @@
+"""Limits, profiles and kill switches, and the engines that have to know of them.
+
+What is decided is stored first and then told to each engine as a command, until the engine has
+confirmed it; what was confirmed is stored, too. After a start only what is not confirmed is told
+again. A pair is told one thing at a time and always how things are now, so that a late command
+cannot undo a newer decision.
+
+An engine is told an account's limits before it is handed the account's first money.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+
+from exchange.enums import Reason
+from exchange.v1 import execution_pb2
+from riskd.alarms import Alarm
+from riskd.desk import Desk
+from riskd.limits import (
+    STANDARD_TIER,
+    Change,
+    EngineLimits,
+    Kills,
+    LimitSubject,
+    RuleBook,
+    band_around,
+)
+from riskd.links import PairLink, Unanswered, refused
+from riskd.store import GONE, KillState, Store, Stored
+
+NO_LIMITS: Final = EngineLimits(0, 0, 0)
+BAND: Final = 0
+"""Account number under which a pair's price band is kept among the settings."""
+RETRY_S: Final = 0.5
+TRADER: Final = 1
+MARKET_MAKER: Final = 2
+
+log = logging.getLogger(__name__)
+
+
+class Scope(IntEnum):
+    """What a kill switch stops. Numbers are those of the wire and of the rows."""
+
+    UNSPECIFIED = 0
+    ACCOUNT = 1
+    PAIR = 2
+    EVERYTHING = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """What an engine said to a kill switch."""
+
+    pair: str
+    confirmed: bool
+    sequence: int
+    sentence: str
+
+
+class Settings:
+    """Everything that was decided, and how far engines know of it."""
+
+    def __init__(self, stored: Stored, store: Store, desk: Desk) -> None:
+        self.rules: RuleBook = stored.rules
+        self.profiles = dict(stored.profiles)
+        self.kills: dict[tuple[int, str], KillState] = dict(stored.kills)
+        self._confirmed = dict(stored.settings)
+        self._store = store
+        self._desk = desk
+        self._links = desk.links
+        self._locks = {pair: asyncio.Lock() for pair in self._links}
+        # Of their own: a kill does not wait until limits are told.
+        self._kill_locks = {pair: asyncio.Lock() for pair in self._links}
+        self._unstored: dict[tuple[Scope, str], tuple[str, str]] = {}
+        self._temporary = 0
+        self._again = asyncio.Event()
+        self._again.set()
+
+    # What is so.
+
+    def tier(self, account: int) -> str:
+        """Return an account's tier."""
+        return self.profiles.get(account, (STANDARD_TIER, TRADER))[0]
+
+    def role(self, account: int) -> int:
+        """Return an account's role."""
+        return self.profiles.get(account, (STANDARD_TIER, TRADER))[1]
+
+    def _killed(self, scope: Scope, name: str = "") -> bool:
+        state = self.kills.get((scope, name))
+        return state is not None and state.killed
+
+    def kills_of(self, account: int, pair: str = "") -> Kills:
+        """Return the kill switches that concern an account in a pair."""
+        return Kills(
+            self._killed(Scope.EVERYTHING),
+            bool(pair) and self._killed(Scope.PAIR, pair),
+            self._killed(Scope.ACCOUNT, str(account)),
+        )
+
+    def halted(self, pair: str) -> bool:
+        """Say whether a pair is to be halted."""
+        return self._killed(Scope.EVERYTHING) or self._killed(Scope.PAIR, pair)
+
+    def wanted(self, account: int, pair: str) -> EngineLimits:
+        """Return what a pair's engine has to know of an account."""
+        instrument = self._links[pair].instrument
+        return self.rules.engine_limits(account, self.tier(account), instrument)
+
+    def confirmed(self, account: int, pair: str) -> bool:
+        """Say whether a pair's engine knows what it has to know of an account."""
+        return self._confirmed.get((pair, account), NO_LIMITS) == self.wanted(account, pair)
+
+    def unconfirmed(self) -> list[tuple[str, int]]:
+        """Return (pair, account) of everything that an engine does not know yet."""
+        found = []
+        for pair in self._links:
+            found += [(pair, n) for n in self._known(pair) if not self.confirmed(n, pair)]
+            if self._width(pair) != self._told_width(pair):
+                found.append((pair, BAND))
+        return found
+
+    def _known(self, pair: str) -> list[int]:
+        """Return the accounts that a pair's engine has, or had, anything of."""
+        item = self._desk.machine.holdings[pair]
+        there = np.flatnonzero(item.total.any(axis=1) | (item.active_ns > 0)).tolist()
+        told = (account for where, account in self._confirmed if where == pair and account)
+        named = (
+            int(key.subject_name)
+            for key in self.rules.values
+            if key.subject == LimitSubject.ACCOUNT
+        )
+        highest = item.instrument.account_capacity - 1
+        return sorted(n for n in {*there, *told, *named} if 0 < n <= highest)
+
+    # Decisions.
+
+    async def change_limits(
+        self, changes: Iterable[Change], expected_version: int, actor: str, note: str
+    ) -> int:
+        """Make a new version of the limits, tell the engines; return the version."""
+        given = list(changes)
+        self.rules = await asyncio.to_thread(
+            self._store.change_limits, given, expected_version, actor, note
+        )
+        version = self.rules.version
+        await self.tell_all()
+        return version
+
+    async def set_profile(self, account: int, tier: str, role: int, actor: str, note: str) -> int:
+        """Give an account a tier and a role, tell the engines; return the change's number."""
+        change = await asyncio.to_thread(self._store.set_profile, account, tier, role, actor, note)
+        self.profiles[account] = (tier, role)
+        await self.tell_all()
+        return change
+
+    async def kill(
+        self, scope: Scope, name: str, killed: bool, actor: str, note: str
+    ) -> tuple[int, list[Confirmation]]:
+        """Set or lift a kill switch; return the change's number and what each engine said.
+
+        The number is negative when the database did not take it; it is offered it again.
+        """
+        try:
+            change = await asyncio.to_thread(self._store.set_kill, scope, name, killed, actor, note)
+            self._unstored.pop((scope, name), None)
+        except GONE as error:
+            # A kill does not wait for a database: the engines journal it. It is noted later.
+            log.error("a kill switch could not be noted yet: %s", str(error).split("\n")[0])
+            self._unstored[scope, name] = (actor, note)
+            self._temporary -= 1
+            change = self._temporary
+        self.kills[scope, name] = KillState(killed, change, frozenset())
+        self._desk.wake()
+        pairs = [name] if scope == Scope.PAIR else list(self._links)
+        said = await asyncio.gather(*(self._tell_kill(pair, scope, name) for pair in pairs))
+        self._again.set()
+        return change, list(said)
+
+    # Telling the engines.
+
+    async def run(self) -> None:
+        """Tell the engines what they do not know, until cancelled."""
+        while True:
+            await self._again.wait()
+            self._again.clear()
+            if not await self.tell_all():
+                await asyncio.sleep(RETRY_S)
+                self._again.set()
+
+    async def tell_all(self) -> bool:
+        """Tell everything that is not confirmed, once; return True when nothing is left."""
+        await self._note_kills()
+        for pair in self._links:
+            await self._tell_pair(pair)
+        left = self.unconfirmed()
+        open_kills = self._unconfirmed_kills()
+        if left or open_kills or self._unstored:
+            self._again.set()
+        for pair in self._links:
+            count = sum(1 for where, _ in left if where == pair)
+            count += sum(1 for where, _, _ in open_kills if where == pair)
+            sentence = f"{count} settings are not confirmed by the engine" if count else ""
+            self._desk.raise_alarm(pair, Alarm.SETTINGS_UNCONFIRMED, sentence)
+        return not left and not open_kills and not self._unstored
+
+    async def _note_kills(self) -> None:
+        for (scope, name), (actor, note) in list(self._unstored.items()):
+            state = self.kills[scope, name]
+            try:
+                change = await asyncio.to_thread(
+                    self._store.set_kill, scope, name, state.killed, actor, note
+                )
+            except GONE:
+                return
+            if self.kills[scope, name].change == state.change:
+                # Told once more, which changes nothing and lets the confirmations be noted.
+                self.kills[scope, name] = KillState(state.killed, change, frozenset())
+                del self._unstored[scope, name]
+
+    async def _tell_pair(self, pair: str) -> None:
+        for where, scope, name in self._unconfirmed_kills():
+            if where == pair and not (await self._tell_kill(pair, scope, name)).confirmed:
+                return
+        try:
+            await self._tell_band(pair)
+            for account in self._known(pair):
+                if not self.confirmed(account, pair):
+                    await self._tell_limits(pair, account)
+        except (Unanswered, *GONE) as error:
+            log.warning("%s: settings: %s", pair, error)
+
+    def _unconfirmed_kills(self) -> list[tuple[str, Scope, str]]:
+        found = []
+        for (scope, name), state in self.kills.items():
+            pairs = [name] if scope == Scope.PAIR else list(self._links)
+            missing = [pair for pair in pairs if pair in self._links]
+            found += [(pair, Scope(scope), name) for pair in missing if pair not in state.confirmed]
+        return found
+
+    async def ensure(self, account: int, pair: str) -> bool:
+        """Have a pair's engine know an account's limits; return False if it does not answer."""
+        if self.confirmed(account, pair):
+            return True
+        try:
+            await self._tell_limits(pair, account)
+        except (Unanswered, *GONE) as error:
+            log.warning("%s: limits of account %d: %s", pair, account, error)
+            self._again.set()
+        return self.confirmed(account, pair)
+
+    async def _tell_limits(self, pair: str, account: int) -> None:
+        async with self._locks[pair]:
+            wanted = self.wanted(account, pair)
+            if self._confirmed.get((pair, account), NO_LIMITS) == wanted:
+                return
+            report = await self._links[pair].set_limits(account, wanted)
+            if refused(report):
+                raise Unanswered(f"{pair} refuses limits: {Reason(int(report.reason)).name}")
+            self._confirmed[pair, account] = wanted
+            await asyncio.to_thread(self._store.confirm_setting, pair, account, wanted)
+
+    def _width(self, pair: str) -> int:
+        return self.rules.band_width_ppm(self._links[pair].instrument)
+
+    def _told_width(self, pair: str) -> int:
+        own = self._links[pair].instrument.price_band_ppm
+        return self._confirmed.get((pair, BAND), EngineLimits(own, 0, 0)).largest_order_lots
+
+    async def _tell_band(self, pair: str) -> None:
+        async with self._locks[pair]:
+            width = self._width(pair)
+            if width == self._told_width(pair):
+                return
+            link = self._links[pair]
+            last = self._desk.machine.holdings[pair].last_price_ticks
+            low, high = band_around(link.instrument, last, width)
+            report = await link.set_band(low, high, width)
+            if refused(report):
+                raise Unanswered(f"{pair} refuses a band: {Reason(int(report.reason)).name}")
+            told = EngineLimits(width, 0, 0)
+            self._confirmed[pair, BAND] = told
+            await asyncio.to_thread(self._store.confirm_setting, pair, BAND, told)
+
+    async def _tell_kill(self, pair: str, scope: Scope, name: str) -> Confirmation:
+        async with self._kill_locks[pair]:
+            change = self.kills[scope, name].change
+            try:
+                report = await self._kill_command(self._links[pair], scope, name)
+            except Unanswered as error:
+                return Confirmation(pair, False, 0, str(error))
+            reason = Reason(int(report.reason))
+            # An account that an engine cannot have does not trade there, either.
+            impossible = scope == Scope.ACCOUNT and reason == Reason.ACCOUNT_UNKNOWN
+            if refused(report) and not impossible:
+                return Confirmation(pair, False, 0, f"{pair} refuses: {reason.name}")
+            state = self.kills[scope, name]
+            if state.change == change:
+                known = state.confirmed | {pair}
+                self.kills[scope, name] = replace(state, confirmed=known)
+        try:
+            await asyncio.to_thread(self._store.confirm_kill, scope, name, change, pair)
+        except GONE as error:
+            # It is told again after a start, which changes nothing.
+            log.warning("%s: a kill was done and not noted: %s", pair, error)
+        return Confirmation(pair, True, report.sequence, "")
+
+    async def _kill_command(
+        self, link: PairLink, scope: Scope, name: str
+    ) -> execution_pb2.CommandReport:
+        if scope == Scope.ACCOUNT:
+            return await link.set_kill(int(name), self._killed(Scope.ACCOUNT, name))
+        return await link.set_halted(self.halted(link.pair))
