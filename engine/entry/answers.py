@@ -142,8 +142,10 @@ class Follower:
         """Wait until the log was followed beyond `number`; say whether it was within the time."""
         if self.index.number > number:
             return True
-        if self._growth is None:
-            self._growth = asyncio.get_running_loop().create_future()
+        growth = self._growth
+        if growth is None:
+            # Beginning to wait may itself follow the log and answer at once.
+            growth = self._growth = asyncio.get_running_loop().create_future()
             self.on_wait()
-        done, _ = await asyncio.wait((self._growth,), timeout=timeout_s)
+        done, _ = await asyncio.wait((growth,), timeout=timeout_s)
         return bool(done)
