@@ -15,7 +15,7 @@ A reversed deposit freezes its owner's withdrawals until the chain has it again 
 decided. It is told with CRITICAL and as an alarm in the journal.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID, uuid5
@@ -94,9 +94,10 @@ def deposit_id(custodian: str, transaction_id: str, output_index: int) -> UUID:
     return uuid5(TRANSFERS, f"deposit {custodian} {transaction_id} {output_index}")
 
 
-def _deposit(row: tuple[Any, ...]) -> Deposit:
-    first, kind, owner, amount, state, rest = row[:5], row[5], row[6], row[7], row[8], row[9:]
-    return Deposit(*first, OwnerKind(kind), owner, amount, DepositState(state), *rest)
+def _deposit(row: Sequence[Any]) -> Deposit:
+    made, transaction, index, asset, address, kind, owner, amount, state, *rest = row
+    payment = made, transaction, index, asset, address
+    return Deposit(*payment, OwnerKind(kind), owner, amount, DepositState(state), *rest)
 
 
 class Deposits:

@@ -96,7 +96,7 @@ class Chain:
     taken_count: int = 0
     """How many blocks reorganisations took away."""
     _coming: list[tuple[int, str, int]] = field(default_factory=list)
-    _chance: random.Random = field(default_factory=random.Random)
+    _chance: random.Random = field(default_factory=random.Random, compare=False)
     _mined: int = 0
 
     def __post_init__(self) -> None:
@@ -359,6 +359,10 @@ class SimulatedCustody:
     def payout(self, payout_id: UUID) -> PayoutStatus:
         """Return what became of a payout."""
         return self._ask(lambda chain: chain.payout(str(payout_id)))
+
+    def payouts(self) -> Sequence[UUID]:
+        """Return the ids of all payouts that it was ever asked to make, oldest first."""
+        return self._ask(lambda chain: [UUID(made) for made in chain.payouts])
 
     def holdings_units(self, asset: str) -> int:
         """Return the coins that are in blocks and under our keys now."""

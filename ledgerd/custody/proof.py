@@ -1,0 +1,171 @@
+"""Proving what was decided: every event again, every state against its last event and the books.
+
+What may stand in the books of a deposit or withdrawal follows from its state: pending and not
+resolved, posted, or voided. A row that says one thing while the books say another, a state that no
+event explains, a changed event, a payout that no withdrawal explains: each is named.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from ledgerd.audit import one_moment
+from ledgerd.books.commit import Connection
+from ledgerd.chart import Phase
+from ledgerd.custody.adapter import Custody, PayoutState
+from ledgerd.custody.deposit_rules import DepositState
+from ledgerd.custody.journal import START, Change, Subject, event_hash, transfer_id
+from ledgerd.custody.withdrawal_rules import Asked, WithdrawalState
+from ledgerd.ledger import at_connection
+
+COMPLAINT_LIMIT: Final = 100
+CHUNK: Final = 5_000
+NOT_PAID: Final = (
+    WithdrawalState.AWAITING_APPROVAL,
+    WithdrawalState.APPROVED,
+    WithdrawalState.CANCELLED,
+    WithdrawalState.REJECTED,
+    WithdrawalState.EXPIRED,
+)
+"""The custodian must know nothing of a withdrawal in one of these states."""
+_DEPOSITS: Final[Mapping[DepositState, Phase]] = {
+    DepositState.SEEN: Phase.PENDING,
+    DepositState.UNCLAIMED: Phase.PENDING,
+    DepositState.VOIDED: Phase.VOIDED,
+}
+_WITHDRAWALS: Final[Mapping[WithdrawalState, Phase]] = {
+    WithdrawalState.AWAITING_APPROVAL: Phase.PENDING,
+    WithdrawalState.APPROVED: Phase.PENDING,
+    WithdrawalState.SENDING: Phase.PENDING,
+    WithdrawalState.SENT: Phase.PENDING,
+    WithdrawalState.CONFIRMED: Phase.POSTED,
+    WithdrawalState.RETURNED: Phase.POSTED,
+    WithdrawalState.FAILED: Phase.VOIDED,
+    WithdrawalState.CANCELLED: Phase.VOIDED,
+    WithdrawalState.REJECTED: Phase.VOIDED,
+    WithdrawalState.EXPIRED: Phase.VOIDED,
+}
+
+
+def verify_money(engine: Engine) -> list[str]:
+    """Return what is wrong with deposits, withdrawals and their journal; nothing if all is well."""
+    at_connection(engine)
+    found: list[str] = []
+
+    def complain(sentence: str) -> None:
+        if len(found) < COMPLAINT_LIMIT:
+            found.append(sentence)
+
+    with one_moment(engine) as connection:
+        last = _verify_events(connection, complain)
+        _verify_deposits(connection, last, complain)
+        _verify_withdrawals(connection, last, complain)
+    return found
+
+
+def _verify_events(
+    connection: Connection, complain: Callable[[str], None]
+) -> dict[UUID, tuple[int, bytes]]:
+    """Compute all events again; return the last state and content of each subject."""
+    last: dict[UUID, tuple[int, bytes]] = {}
+    expected, head = 1, START
+    while True:
+        query = (
+            "SELECT number, subject, kind, state_from, state_to, actor, reason, time_ns, alarm,"
+            " content, previous, hash FROM money_events WHERE number >= %s ORDER BY number LIMIT %s"
+        )
+        rows = connection.execute(query, (expected, CHUNK)).fetchall()
+        if not rows:
+            return last
+        for row in rows:
+            number, subject, kind, state_from, state_to, actor, reason, time_ns, alarm = row[:9]
+            content, previous, hashed = (bytes(part) for part in row[9:])
+            told = (Subject(kind), state_from, state_to, actor, reason, content)
+            change = Change(subject, *told, alarm=alarm)
+            if number != expected or previous != head:
+                complain(f"event {number} does not follow event {expected - 1}")
+            if event_hash(previous, number, change, time_ns) != hashed:
+                complain(f"event {number}, of {subject}, was changed")
+            if kind != Subject.NOTICE and state_from != last.get(subject, (0, b""))[0]:
+                complain(f"event {number} changes {subject} from a state that it was not in")
+            if kind != Subject.NOTICE:
+                last[subject] = (state_to, content)
+            expected, head = number + 1, hashed
+
+
+def _phases(connection: Connection, held: list[UUID]) -> dict[UUID, Phase]:
+    """Return what became of pending transfers, by their ids."""
+    query = """
+        SELECT requests.id, phase FROM requests
+        JOIN pendings ON pendings.transfer_id = requests.transfer_id
+        LEFT JOIN resolutions ON pending_id = pendings.transfer_id
+        LEFT JOIN transfers ON transfers.id = resolutions.transfer_id
+        WHERE requests.id = ANY(%s)
+    """
+    return {
+        made: Phase.PENDING if phase is None else Phase(phase)
+        for made, phase in connection.execute(query, (held,))
+    }
+
+
+def _verify_deposits(
+    connection: Connection,
+    last: Mapping[UUID, tuple[int, bytes]],
+    complain: Callable[[str], None],
+) -> None:
+    query = "SELECT id, state, attempt FROM deposits ORDER BY id"
+    rows = connection.execute(query).fetchall()
+    held = {made: transfer_id(made, f"hold {attempt}") for made, _, attempt in rows}
+    phases = _phases(connection, list(held.values()))
+    for made, state, _ in rows:
+        told = last.get(made, (0, b""))[0]
+        if told != state:
+            complain(f"deposit {made} is in state {state}; its last event says {told}")
+        expected = _DEPOSITS.get(DepositState(state))
+        if expected is not None and phases.get(held[made]) != expected:
+            complain(f"deposit {made} is {DepositState(state).name} and the books disagree")
+
+
+def _verify_withdrawals(
+    connection: Connection,
+    last: Mapping[UUID, tuple[int, bytes]],
+    complain: Callable[[str], None],
+) -> None:
+    query: Any = (
+        "SELECT id, owner_kind, owner_id, asset, amount_units, address, requester, digest, state"
+        " FROM withdrawals ORDER BY id"
+    )
+    rows = connection.execute(query).fetchall()
+    phases = _phases(connection, [transfer_id(row[0], "hold") for row in rows])
+    for row in rows:
+        made, digest, state = row[0], bytes(row[7]), WithdrawalState(row[8])
+        if Asked(*row[:7]).digest() != digest or last.get(made, (0, digest))[1] != digest:
+            complain(f"withdrawal {made} is not what was asked for")
+        told = last.get(made, (0, b""))[0]
+        if told != state:
+            complain(f"withdrawal {made} is in state {state}; its last event says {told}")
+        if phases.get(transfer_id(made, "hold")) != _WITHDRAWALS[state]:
+            complain(f"withdrawal {made} is {state.name} and the books disagree")
+
+
+def unexplained_payouts(engine: Engine, custody: Custody) -> list[str]:
+    """Return payouts that the custodian has and the books cannot explain.
+
+    There are some after a database was restored from an older backup. Nothing may be sent then.
+    """
+    payouts = custody.payouts()
+    with one_moment(engine) as connection:
+        query = "SELECT id, state FROM withdrawals WHERE id = ANY(%s)"
+        known = dict(connection.execute(query, (list(payouts),)).fetchall())
+    found = []
+    for made in payouts:
+        state = WithdrawalState(known.get(made, 0))
+        if state == WithdrawalState.UNSPECIFIED:
+            found.append(f"the custodian has payout {made}, which the books do not know")
+        elif state in NOT_PAID:
+            found.append(f"the custodian has payout {made}, which the books have as {state.name}")
+        elif state == WithdrawalState.FAILED and custody.payout(made).state != PayoutState.FAILED:
+            found.append(f"payout {made} was refunded and the custodian still pays it")
+    return found
