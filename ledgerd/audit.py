@@ -40,7 +40,8 @@ from ledgerd.reserves.merkle import Leaf, tree
 
 COMPLAINT_LIMIT: Final = 100
 """So many complaints are spelt out; a book that is all wrong need not fill the memory."""
-CHUNK_SEALS: Final = 64
+CHUNK_SEALS: Final = 16
+"""Seals verified at a time: of the largest commits, about fifty MiB of rows."""
 _SEAL_COLUMNS: Final = (
     "cursor_from, cursor_to, sequence, transfer_count, posting_count, posted_ns, previous, hash"
 )
