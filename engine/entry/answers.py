@@ -107,6 +107,12 @@ class Follower:
         self._wake()
         return len(rows)
 
+    def catch_up(self) -> None:
+        """Follow everything that is committed now: what anybody was told is then known here."""
+        goal = self.reader.committed()
+        while self.index.number < goal:
+            self.step()
+
     def _wake(self) -> None:
         acked = self.acked
         waiters = self._waiters

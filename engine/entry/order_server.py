@@ -189,7 +189,10 @@ class OrderEntryService(order_entry_pb2_grpc.OrderEntryServiceServicer):
         if not self._process.index_complete:
             reason = "the log no longer reaches back to the first open order, and no snapshot does"
             raise Refused(Refusal(Code.UNAVAILABLE, "INDEX_INCOMPLETE", reason))
-        return self._process.follower
+        follower = self._process.follower
+        # Another process of the pair may have answered for an order this one has not looked at.
+        follower.catch_up()
+        return follower
 
     async def GetOrder(
         self, request: order_entry_pb2.GetOrderRequest, context: Context
