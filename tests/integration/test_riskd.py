@@ -113,7 +113,7 @@ def test_limits_reach_the_engines_and_the_requests(whole: Exchange) -> None:
     assert whole.order(CAROL, BTC, BUY, "50000", "0.002").kind == ACCEPTED
 
 
-def kill(whole: Exchange, scope: int, killed: bool, **named: object) -> None:
+def kill(whole: Exchange, scope: int, killed: bool, **named: object) -> risk_pb2.KillSwitchResponse:
     request = risk_pb2.KillSwitchRequest(
         scope=scope,  # type: ignore[arg-type]
         killed=killed,
@@ -125,6 +125,7 @@ def kill(whole: Exchange, scope: int, killed: bool, **named: object) -> None:
     assert all(item.confirmed for item in answer.confirmations), answer
     # After its answer nothing more gets through: the command is in the pair's order.
     assert all(item.sequence > 0 for item in answer.confirmations)
+    return answer
 
 
 def test_the_kill_switch_of_an_account_a_pair_and_everything(whole: Exchange) -> None:
@@ -184,6 +185,31 @@ def test_requests_that_mean_nothing(whole: Exchange) -> None:
     info = refusal_in(caught.value)
     assert info is not None
     assert (info.reason, info.metadata["field"]) == ("FIELD_MISSING", "actor")
+
+
+def test_a_kill_does_not_wait_for_the_database(whole: Exchange) -> None:
+    whole.request(CAROL, BTC, QUOTE, 100 * UNIT)
+    whole.postgres.stop("immediate")
+    answer = kill(whole, risk_pb2.KILL_SCOPE_ACCOUNT, True, account=CAROL)
+    assert answer.change < 0
+    report = whole.order(CAROL, BTC, BUY, "50000", "0.001")
+    assert report.reason == enums.REASON_ACCOUNT_KILLED
+    with pytest.raises(grpc.RpcError) as caught:
+        change(whole, limit(2, 5, (risk_pb2.LIMIT_PLACE_PAIR, BTC), CAROL))
+    info = refusal_in(caught.value)
+    assert info is not None
+    assert info.reason == "DATABASE_UNAVAILABLE"
+    whole.postgres.start()
+    while True:
+        request = risk_pb2.ListRiskChangesRequest(page_size=1)
+        try:
+            (newest,) = whole.risk.ListRiskChanges(request, timeout=DEADLINE_S).changes
+        except grpc.RpcError:
+            continue
+        if newest.subject == "kill" and '"after": true' in newest.content:
+            break
+    assert (newest.actor, newest.note) == ("eve", "test")
+    assert kill(whole, risk_pb2.KILL_SCOPE_ACCOUNT, False, account=CAROL).change > newest.change
 
 
 VICTIMS = ("riskd", "ledgerd", "engine", "entry")
