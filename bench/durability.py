@@ -186,6 +186,7 @@ class Pipeline:
         ]
         vault, book, intake = self.owned
         reserve_pages(vault, book)
+        reserve_pages(vault, book)
         start = time.thread_time_ns(), time.perf_counter_ns()
         self.recovered: Recovered = recover(
             self.run, flow.instrument, durability, vault.arrays, book.arrays
