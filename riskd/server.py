@@ -47,7 +47,8 @@ SERVICE_NAME: Final = "exchange.v1.RiskService"
 CHANGE_LIMIT: Final = 1_000
 TEXT_CHARACTERS: Final = 200
 PATIENCE_MS: Final = 500
-PATIENCE_LIMIT_MS: Final = 5_000
+PATIENCE_LIMIT_MS: Final = 4_000
+"""Below the deadline of a call that brings none."""
 PAGE_DEFAULT: Final = 100
 PAGE_LIMIT: Final = 1_000
 MILLION: Final = 1_000_000

@@ -10,10 +10,12 @@ An engine is told an account's limits before it is handed the account's first mo
 
 import asyncio
 import logging
+import weakref
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -37,6 +39,10 @@ NO_LIMITS: Final = EngineLimits(0, 0, 0)
 BAND: Final = 0
 """Account number under which a pair's price band is kept among the settings."""
 RETRY_S: Final = 0.5
+WAIT_S: Final = 2
+"""How long whoever changed something waits for engines and database to confirm it."""
+TOLD_AT_ONCE: Final = 32
+"""Accounts whose limits are on their way to one engine at a time."""
 TRADER: Final = 1
 MARKET_MAKER: Final = 2
 
@@ -62,6 +68,18 @@ class Confirmation:
     sentence: str
 
 
+class Unnoted(NamedTuple):
+    """A kill switch that the database does not have yet."""
+
+    scope: Scope
+    name: str
+    killed: bool
+    actor: str
+    note: str
+    change: int
+    """The number it goes by until then; negative."""
+
+
 class Settings:
     """Everything that was decided, and how far engines know of it."""
 
@@ -73,13 +91,22 @@ class Settings:
         self._store = store
         self._desk = desk
         self._links = desk.links
-        self._locks = {pair: asyncio.Lock() for pair in self._links}
-        # Of their own: a kill does not wait until limits are told.
+        self._locks: weakref.WeakValueDictionary[tuple[str, int], asyncio.Lock] = (
+            weakref.WeakValueDictionary()
+        )
         self._kill_locks = {pair: asyncio.Lock() for pair in self._links}
-        self._unstored: dict[tuple[Scope, str], tuple[str, str]] = {}
+        self._unnoted: deque[Unnoted] = deque()
+        self._noting = asyncio.Lock()
+        self._noted: dict[int, int] = {}
+        """Numbers of kills by those they went by before, until whoever made them asks."""
         self._temporary = 0
         self._again = asyncio.Event()
         self._again.set()
+        self._all_told = asyncio.Event()
+
+    def _lock(self, pair: str, account: int) -> asyncio.Lock:
+        """Return what lets one command about an account's limits be on its way at a time."""
+        return self._locks.setdefault((pair, account), asyncio.Lock())
 
     # What is so.
 
@@ -149,38 +176,45 @@ class Settings:
             self._store.change_limits, given, expected_version, actor, note
         )
         version = self.rules.version
-        await self.tell_all()
+        await self._tell_soon()
         return version
 
     async def set_profile(self, account: int, tier: str, role: int, actor: str, note: str) -> int:
         """Give an account a tier and a role, tell the engines; return the change's number."""
         change = await asyncio.to_thread(self._store.set_profile, account, tier, role, actor, note)
         self.profiles[account] = (tier, role)
-        await self.tell_all()
+        await self._tell_soon()
         return change
+
+    async def _tell_soon(self) -> None:
+        """Have the engines told, and wait for them a moment."""
+        self._all_told.clear()
+        self._again.set()
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._all_told.wait()
+        except TimeoutError:
+            log.warning("some engines have not confirmed their settings yet")
 
     async def kill(
         self, scope: Scope, name: str, killed: bool, actor: str, note: str
     ) -> tuple[int, list[Confirmation]]:
         """Set or lift a kill switch; return the change's number and what each engine said.
 
-        The number is negative when the database did not take it; it is offered it again.
+        A kill does not wait for a database: the engines are told at once, and they journal it. The
+        number is negative when the database did not take it yet; it is offered it again.
         """
-        try:
-            change = await asyncio.to_thread(self._store.set_kill, scope, name, killed, actor, note)
-            self._unstored.pop((scope, name), None)
-        except GONE as error:
-            # A kill does not wait for a database: the engines journal it. It is noted later.
-            log.error("a kill switch could not be noted yet: %s", str(error).split("\n")[0])
-            self._unstored[scope, name] = (actor, note)
-            self._temporary -= 1
-            change = self._temporary
-        self.kills[scope, name] = KillState(killed, change, frozenset())
+        self._temporary -= 1
+        temporary = self._temporary
+        self.kills[scope, name] = KillState(killed, temporary, frozenset())
+        self._unnoted.append(Unnoted(scope, name, killed, actor, note, temporary))
         self._desk.wake()
+        noting = asyncio.create_task(self._note_kills())
         pairs = [name] if scope == Scope.PAIR else list(self._links)
         said = await asyncio.gather(*(self._tell_kill(pair, scope, name) for pair in pairs))
+        await asyncio.wait((noting,), timeout=WAIT_S)
         self._again.set()
-        return change, list(said)
+        return self._noted.pop(temporary, temporary), list(said)
 
     # Telling the engines.
 
@@ -189,7 +223,9 @@ class Settings:
         while True:
             await self._again.wait()
             self._again.clear()
-            if not await self.tell_all():
+            if await self.tell_all():
+                self._all_told.set()
+            else:
                 await asyncio.sleep(RETRY_S)
                 self._again.set()
 
@@ -200,28 +236,37 @@ class Settings:
             await self._tell_pair(pair)
         left = self.unconfirmed()
         open_kills = self._unconfirmed_kills()
-        if left or open_kills or self._unstored:
-            self._again.set()
         for pair in self._links:
             count = sum(1 for where, _ in left if where == pair)
             count += sum(1 for where, _, _ in open_kills if where == pair)
             sentence = f"{count} settings are not confirmed by the engine" if count else ""
             self._desk.raise_alarm(pair, Alarm.SETTINGS_UNCONFIRMED, sentence)
-        return not left and not open_kills and not self._unstored
+        return not left and not open_kills and not self._unnoted
 
     async def _note_kills(self) -> None:
-        for (scope, name), (actor, note) in list(self._unstored.items()):
-            state = self.kills[scope, name]
-            try:
-                change = await asyncio.to_thread(
-                    self._store.set_kill, scope, name, state.killed, actor, note
-                )
-            except GONE:
-                return
-            if self.kills[scope, name].change == state.change:
-                # Told once more, which changes nothing and lets the confirmations be noted.
-                self.kills[scope, name] = KillState(state.killed, change, frozenset())
-                del self._unstored[scope, name]
+        """Give the database the kills it does not have, oldest first."""
+        async with self._noting:
+            while self._unnoted:
+                kill = self._unnoted[0]
+                try:
+                    number = await asyncio.to_thread(self._store.set_kill, *kill[:5])
+                except GONE as error:
+                    log.error("a kill is not noted yet: %s", str(error).split("\n")[0])
+                    return
+                self._unnoted.popleft()
+                self._noted[kill.change] = number
+                state = self.kills[kill.scope, kill.name]
+                if state.change == kill.change:
+                    self.kills[kill.scope, kill.name] = replace(state, change=number)
+                    for pair in state.confirmed:
+                        await self._note_confirmed(kill.scope, kill.name, number, pair)
+
+    async def _note_confirmed(self, scope: Scope, name: str, change: int, pair: str) -> None:
+        try:
+            await asyncio.to_thread(self._store.confirm_kill, scope, name, change, pair)
+        except GONE as error:
+            # It is told again after a start, which changes nothing.
+            log.warning("%s: a kill was done and not noted: %s", pair, error)
 
     async def _tell_pair(self, pair: str) -> None:
         for where, scope, name in self._unconfirmed_kills():
@@ -229,9 +274,10 @@ class Settings:
                 return
         try:
             await self._tell_band(pair)
-            for account in self._known(pair):
-                if not self.confirmed(account, pair):
-                    await self._tell_limits(pair, account)
+            missing = [n for n in self._known(pair) if not self.confirmed(n, pair)]
+            for place in range(0, len(missing), TOLD_AT_ONCE):
+                part = missing[place : place + TOLD_AT_ONCE]
+                await asyncio.gather(*(self._tell_limits(pair, account) for account in part))
         except (Unanswered, *GONE) as error:
             log.warning("%s: settings: %s", pair, error)
 
@@ -255,7 +301,7 @@ class Settings:
         return self.confirmed(account, pair)
 
     async def _tell_limits(self, pair: str, account: int) -> None:
-        async with self._locks[pair]:
+        async with self._lock(pair, account):
             wanted = self.wanted(account, pair)
             if self._confirmed.get((pair, account), NO_LIMITS) == wanted:
                 return
@@ -273,7 +319,7 @@ class Settings:
         return self._confirmed.get((pair, BAND), EngineLimits(own, 0, 0)).largest_order_lots
 
     async def _tell_band(self, pair: str) -> None:
-        async with self._locks[pair]:
+        async with self._lock(pair, BAND):
             width = self._width(pair)
             if width == self._told_width(pair):
                 return
@@ -289,7 +335,7 @@ class Settings:
 
     async def _tell_kill(self, pair: str, scope: Scope, name: str) -> Confirmation:
         async with self._kill_locks[pair]:
-            change = self.kills[scope, name].change
+            wanted = self.kills[scope, name].killed
             try:
                 report = await self._kill_command(self._links[pair], scope, name)
             except Unanswered as error:
@@ -300,14 +346,11 @@ class Settings:
             if refused(report) and not impossible:
                 return Confirmation(pair, False, 0, f"{pair} refuses: {reason.name}")
             state = self.kills[scope, name]
-            if state.change == change:
-                known = state.confirmed | {pair}
-                self.kills[scope, name] = replace(state, confirmed=known)
-        try:
-            await asyncio.to_thread(self._store.confirm_kill, scope, name, change, pair)
-        except GONE as error:
-            # It is told again after a start, which changes nothing.
-            log.warning("%s: a kill was done and not noted: %s", pair, error)
+            if state.killed == wanted:
+                state = replace(state, confirmed=state.confirmed | {pair})
+                self.kills[scope, name] = state
+        if state.change > 0 and pair in state.confirmed:
+            await self._note_confirmed(scope, name, state.change, pair)
         return Confirmation(pair, True, report.sequence, "")
 
     async def _kill_command(

@@ -825,7 +825,7 @@ class RequestAllotmentRequest(_message.Message):
     before it does not count as free. 0: not known.
     """
     patience_ms: _builtins.int
-    """How long to wait, milliseconds; 0: 500. At most 5,000."""
+    """How long to wait, milliseconds; 0: 500. At most 4,000."""
     def __init__(
         self,
         *,
@@ -896,7 +896,7 @@ class RecallFundsRequest(_message.Message):
     amount_units: _builtins.int
     """Smallest units."""
     patience_ms: _builtins.int
-    """How long to wait, milliseconds; 0: 500. At most 5,000."""
+    """How long to wait, milliseconds; 0: 500. At most 4,000."""
     def __init__(
         self,
         *,

@@ -165,13 +165,13 @@ class Exchange:
             pair=pair,
             asset=asset,
             amount_units=units,
-            **({"patience_ms": 5_000} | more),
+            **({"patience_ms": 4_000} | more),
         )
         return self.risk.RequestAllotment(request, timeout=DEADLINE_S)
 
     def recall(self, account: int, asset: str, units: int, pair: str = "") -> Any:
         request = risk_pb2.RecallFundsRequest(
-            account=account, asset=asset, amount_units=units, pair=pair, patience_ms=5_000
+            account=account, asset=asset, amount_units=units, pair=pair, patience_ms=4_000
         )
         return self.risk.RecallFunds(request, timeout=DEADLINE_S)
 
