@@ -42,7 +42,6 @@ from exchange.records import (
     command_verb,
 )
 
-START_TICKS: Final = 1_000_000
 STRETCH: Final = 256
 """Commands drawn between two looks at the book."""
 BESIDE: Final = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -75,6 +74,8 @@ class Shape:
 
     resting_count: int
     """Orders of the warm-up; cancels keep about so many resting."""
+    start_ticks: int = 20_000
+    """A price of 200.00 in hundredths, so that a swing goes through many levels, a few at a time."""
     take_percent: int = 8
     amend_percent: int = 2
     reach_ticks: int = 64
@@ -88,8 +89,8 @@ class Shape:
 
 
 SHAPES: Final = {
-    "deep": Shape(20_000, walk_ticks=1),
-    "wide": Shape(4_000, reach_ticks=2_048, power_law=True, walk_ticks=150),
+    "deep": Shape(20_000, start_ticks=1_000_000, walk_ticks=1),
+    "wide": Shape(4_000, start_ticks=1_000_000, reach_ticks=2_048, power_law=True, walk_ticks=48),
     "still": Shape(10_000, take_percent=0, reach_ticks=256),
     "normal": Shape(10_000, reach_ticks=256, walk_ticks=8),
     "swing25": Shape(10_000, reach_ticks=256, walk_ticks=8, swing_percent=25),
@@ -123,20 +124,23 @@ class _Drawing:
 
     def price(self) -> int:
         """Return the middle of the market at this point of the flow."""
-        shape, done = self.shape, self.drawn * 1000 // self.count
+        shape, done = self.shape, self.drawn * 100_000 // self.count
+        furthest = shape.start_ticks // 20
         if shape.walk_ticks:
             step = int(self.random.below(2 * shape.walk_ticks + 1, 1)[0]) - shape.walk_ticks
-            self.walked = max(-50_000, min(50_000, self.walked + step))
+            self.walked = max(-furthest, min(furthest, self.walked + step))
         moved = 0
         if shape.swing_percent:
             # A triangle wave: 0, down, 0, up, 0 within each half of the flow.
-            phase = done * 2 % 1000
-            height = phase if phase <= 250 else (500 - phase if phase <= 750 else phase - 1000)
-            moved = -START_TICKS * shape.swing_percent * height // 25_000
+            phase = done * 2 % 100_000
+            height = phase
+            if phase > 25_000:
+                height = 50_000 - phase if phase <= 75_000 else phase - 100_000
+            moved = -shape.start_ticks * shape.swing_percent * height // 2_500_000
         if shape.fall_percent:
-            fallen = max(0, min(100, done - 450))
-            moved = -START_TICKS * shape.fall_percent * fallen // 10_000
-        return START_TICKS + moved + self.walked
+            fallen = max(0, min(10_000, done - 45_000))
+            moved = -shape.start_ticks * shape.fall_percent * fallen // 1_000_000
+        return shape.start_ticks + moved + self.walked
 
     def distances(self, count: int) -> Integers:
         """Return how far from the middle so many adds stand."""
