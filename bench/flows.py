@@ -75,7 +75,7 @@ class Shape:
     resting_count: int
     """Orders of the warm-up; cancels keep about so many resting."""
     start_ticks: int = 20_000
-    """A price of 200.00 in hundredths, so that a swing goes through many levels, a few at a time."""
+    """200.00 in hundredths, so that a swing goes through many levels, a few at a time."""
     take_percent: int = 8
     amend_percent: int = 2
     reach_ticks: int = 64
