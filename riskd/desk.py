@@ -20,7 +20,7 @@ from exchange.feed import FeedBroken, FeedOutOfRange, FeedRefused
 from exchange.v1 import ledger_pb2
 from riskd.alarms import Alarm, Alarms, Lateness
 from riskd.allotments import Allotments
-from riskd.funds.holdings import Certainty, FeedTrouble
+from riskd.funds.holdings import Certainty, FeedTrouble, packed
 from riskd.funds.moves import Instruct, Learn, Move, ReadTrading, Send, Step, Want
 from riskd.limits import RiskReason
 from riskd.links import LedgerLink, PairLink, Unanswered
@@ -80,6 +80,7 @@ class Desk:
         self._kept = {pair: item.cursor for pair, item in machine.holdings.items()}
         self._work = asyncio.Event()
         self._changed = asyncio.Event()
+        self._returning = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Running.
@@ -192,6 +193,8 @@ class Desk:
                     if len(chunk.rows):
                         self.machine.facts(link.pair, chunk.first_number, chunk.rows)
                         self.wake()
+                        if self.machine.returning:
+                            self._returning.set()
         except (FeedBroken, FeedOutOfRange, FeedRefused, FeedTrouble) as error:
             self.raise_alarm(link.pair, Alarm.FEED_BROKEN, str(error))
 
@@ -205,7 +208,7 @@ class Desk:
 
     async def _watch_settlement(self) -> None:
         while True:
-            waiting = self.machine.returning
+            self._returning.clear()
             try:
                 found = await self.ledger.settlements()
             except Unanswered as error:
@@ -213,7 +216,14 @@ class Desk:
                 log.debug("%s", error)
             for pair, heard in self.heard.items():
                 self._settlement(pair, heard, found.get(pair))
-            await asyncio.sleep(SETTLED_S if waiting and found else SETTLED_IDLE_S)
+            if self.machine.returning and found:
+                await asyncio.sleep(SETTLED_S)
+                continue
+            try:
+                async with asyncio.timeout(SETTLED_IDLE_S):
+                    await self._returning.wait()
+            except TimeoutError:
+                continue
 
     def _settlement(
         self, pair: str, heard: Heard, settlement: ledger_pb2.Settlement | None
@@ -255,8 +265,10 @@ class Desk:
             cursor = item.cursor
             if cursor == self._kept[pair]:
                 continue
-            state = item.dump()
+            # Taken at once, packed elsewhere: the loop has other things to do.
+            taken = item.taken()
             try:
+                state = await asyncio.to_thread(packed, *taken)
                 await asyncio.to_thread(self._store.keep_holdings, pair, cursor, state)
                 self._kept[pair] = cursor
                 if confirm:

@@ -30,6 +30,8 @@ def exposure(allotments: Allotments, account: int, name: str) -> int:
     units = sum(
         int(allotments.holdings[pair].total[account, column])
         for pair, column in _columns(allotments, name)
+        # Pairs may differ in how many accounts they have room for.
+        if account < len(allotments.holdings[pair].total)
     )
     purse = allotments.purses.get(Key(account, name))
     moves = purse.moves if purse else ()

@@ -190,8 +190,8 @@ class Holdings:
         np.add.at(quote, makers, sign * worth - trades[:, records.E_MAKER_FEE])
         self.last_price_ticks = int(records.price_of(trades[-1]))
 
-    def dump(self) -> bytes:
-        """Return the state, as far as accounts were used, for `load`."""
+    def taken(self) -> tuple[Rows, Rows]:
+        """Return a copy of the state, as far as accounts were used, for `packed`."""
         used = int(np.flatnonzero(self.total.any(axis=1) | (self.active_ns > 0)).max(initial=0)) + 1
         scalars = (
             SNAPSHOT_VERSION,
@@ -208,9 +208,11 @@ class Holdings:
             self.active_ns[:used, None],
             self.allotted_ns[:used],
         )
-        target = io.BytesIO()
-        np.savez_compressed(target, scalars=np.array(scalars), accounts=np.hstack(columns))
-        return target.getvalue()
+        return np.array(scalars), np.hstack(columns)
+
+    def dump(self) -> bytes:
+        """Return the state for `load`."""
+        return packed(*self.taken())
 
     @classmethod
     def load(cls, instrument: Instrument, content: bytes) -> "Holdings":
@@ -228,3 +230,10 @@ class Holdings:
         found.active_ns[:used] = accounts[:, 6]
         found.allotted_ns[:used] = accounts[:, 7:9]
         return found
+
+
+def packed(scalars: Rows, accounts: Rows) -> bytes:
+    """Return what `Holdings.taken` gave as bytes for `Holdings.load`. Takes its time."""
+    target = io.BytesIO()
+    np.savez_compressed(target, scalars=scalars, accounts=accounts)
+    return target.getvalue()

@@ -63,6 +63,7 @@ def test_exposure_counts_what_is_there_and_what_is_on_its_way() -> None:
     assert exposure.in_flight(world.machine, 1, ETH, QUOTE) == 200
     assert exposure.exposure(world.machine, 1, "USDT") == 500
     assert exposure.exposure(world.machine, 3, "USDT") == 0
+    assert exposure.exposure(world.machine, 1 << 20, "USDT") == 0
     assert exposure.total_exposure(world.machine, "USDT") == 550
     assert exposure.position(world.machine, 1, "USDT", 500) == 1_000
     world.settle_down()
