@@ -82,6 +82,7 @@ class Desk:
         self._changed = asyncio.Event()
         self._returning = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._broken: BaseException | None = None
 
     # Running.
 
@@ -106,6 +107,8 @@ class Desk:
 
     async def _drive(self) -> None:
         while True:
+            if self._broken is not None:
+                raise RuntimeError("a step of a move of money failed") from self._broken
             now_ns = time.time_ns()
             for step in self.machine.steps(now_ns):
                 self._spawn(self._take(step))
@@ -122,7 +125,14 @@ class Desk:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # Not foreseen: better to end and start again from what is known than to go on.
+            self._broken = task.exception()
+            self.wake()
 
     def _tell(self) -> None:
         self._changed.set()

@@ -212,6 +212,24 @@ def test_a_kill_does_not_wait_for_the_database(whole: Exchange) -> None:
     assert kill(whole, risk_pb2.KILL_SCOPE_ACCOUNT, False, account=CAROL).change > newest.change
 
 
+def test_a_stop_in_good_order_is_resumed(whole: Exchange) -> None:
+    def status() -> risk_pb2.GetRiskStatusResponse:
+        return whole.risk.GetRiskStatus(risk_pb2.GetRiskStatusRequest(), timeout=DEADLINE_S)
+
+    whole.await_settled()
+    before = status()
+    asked = risk_pb2.GetExposureRequest(account=CAROL)
+    exposed = whole.risk.GetExposure(asked, timeout=DEADLINE_S)
+    assert whole.riskd.stop() == 0
+    whole.start_riskd()
+    after = status()
+    assert [(item.cursor, item.transfer_number) for item in after.pairs] == [
+        (item.cursor, item.transfer_number) for item in before.pairs
+    ]
+    assert after.limits_version == before.limits_version
+    assert whole.risk.GetExposure(asked, timeout=DEADLINE_S) == exposed
+
+
 VICTIMS = ("riskd", "ledgerd", "engine", "entry")
 
 

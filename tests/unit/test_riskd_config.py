@@ -7,6 +7,7 @@ import pytest
 
 from exchange.service import NotLoopback
 from exchange.v1 import risk_pb2
+from riskd.__main__ import main
 from riskd.alarms import Alarm, Alarms, Lateness
 from riskd.config import DEFAULT_LEDGER, DEFAULT_PORT, InvalidSetting, parse
 from riskd.limits import LimitKind, LimitPlace, LimitSubject, RiskReason
@@ -123,3 +124,12 @@ def test_silence_is_lateness_in_the_end() -> None:
     assert not lateness.late(0, 0, now_ns=12)
     assert not lateness.late(0, 0, now_ns=100)
     assert lateness.late(None, 0, now_ns=111)
+
+
+def test_a_start_that_cannot_work_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(GOOD[2:]) == 2
+    assert "riskd: follow is" in capsys.readouterr().err
+    assert main(["--follow", "XRP-EUR=127.0.0.1:1", "--database-url", "postgresql:///x"]) in {1, 2}
+    nowhere = "postgresql://nobody@127.0.0.1:1/risk"
+    assert main([*GOOD[:2], "--database-url", nowhere]) == 1
+    assert "riskd: the database does not answer" in capsys.readouterr().err
