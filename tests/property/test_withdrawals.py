@@ -25,6 +25,14 @@ from tests.custody import HOUR_NS, NEEDED, NO_LIMITS, Desk, desk_over, fresh_des
 
 OWNERS = 3
 STORM = Weather(35, 6, 40, 15, 30, 40, 40, 6)
+ALL_CALLS: tuple[str, ...] = (
+    "broadcast",
+    "payout",
+    "incoming",
+    "notices",
+    "carries",
+    "address_fault",
+)
 PAID = (WithdrawalState.CONFIRMED, WithdrawalState.RETURNED)
 
 Step = tuple[int, int, int]
@@ -39,6 +47,7 @@ class Unsteady:
 
     def __init__(self, desk: Desk) -> None:
         self.custody = desk.custody
+        self.targets: tuple[str, ...] = ALL_CALLS
         self.calls_left = 0
         self.too_late = False
         self.error: type[RuntimeError] = Died
@@ -47,6 +56,8 @@ class Unsteady:
         method = getattr(self.custody, name)
 
         def called(*arguments: object) -> object:
+            if name not in self.targets:
+                return method(*arguments)
             self.calls_left -= 1
             if self.calls_left == 0 and not self.too_late:
                 raise self.error("before the call")
@@ -86,7 +97,9 @@ class Money:
             self.asked.append(wanted.id)
             self.desk.withdrawals.request(wanted, NO_LIMITS)
         elif action == 7:
-            self.unsteady.calls_left = amount % 7 + 1
+            telling = amount % 5 > 0
+            self.unsteady.targets = ("broadcast",) if telling else ALL_CALLS
+            self.unsteady.calls_left = 1 if telling else amount % 7 + 1
             self.unsteady.too_late = amount % 3 > 0
             self.unsteady.error = CustodyUnavailable if amount % 2 else Died
         elif action == 8:

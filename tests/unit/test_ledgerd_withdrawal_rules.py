@@ -284,6 +284,19 @@ def test_a_lost_answer_neither_pays_twice_nor_gives_back(desk: Desk, hears: bool
     assert desk.custody.paid_units("BTC", OUTSIDE) == 900
 
 
+def test_who_comes_second_finds_the_state_moved(desk: Desk) -> None:
+    made = desk.withdrawals.request(desk.asked(1, 900), NO_LIMITS)
+    desk.withdrawals.advance()
+    seen = desk.withdrawals.get(made.id)
+    assert seen is not None
+    assert seen.state == S.SENDING
+    assert desk.withdrawals._tell(seen)
+    assert not desk.withdrawals._tell(seen)
+    assert desk.state(made.id) == "SENT"
+    assert desk.paid_out(made.id).state == S.CONFIRMED
+    assert desk.custody.paid_units("BTC", OUTSIDE) == 900
+
+
 def test_a_failed_payout_is_refunded_once(desk: Desk) -> None:
     made = desk.withdrawals.request(desk.asked(1, 900), NO_LIMITS)
     for _ in range(2):
