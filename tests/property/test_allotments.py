@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from exchange.enums import Asset, Side
 from exchange.records import Rows
-from riskd.limits import RiskReason
 from riskd.funds.moves import Instruct, Policy, Send, Step, Want
+from riskd.limits import RiskReason
 from tests.simulation.instant import BTC, ETH, InstantWorld
 from tests.simulation.processes import ASSETS, PAIRS
 

@@ -21,7 +21,6 @@ from exchange.enums import (
 from exchange.records import Rows
 from riskd.allotments import Allotments
 from riskd.funds.holdings import Holdings
-from riskd.limits import asset_name
 from riskd.funds.moves import (
     Instruct,
     Instruction,
@@ -33,6 +32,7 @@ from riskd.funds.moves import (
     Step,
     Want,
 )
+from riskd.limits import asset_name
 from tests.simulation.processes import PAIRS
 
 BTC, ETH = (item.pair for item in PAIRS)

@@ -25,8 +25,8 @@ from exchange.enums import (
 )
 from exchange.instrument import Instrument
 from exchange.records import Rows
-from riskd.limits import asset_name
 from riskd.funds.moves import Want
+from riskd.limits import asset_name
 from tests.reference.ledger import Key, Short
 from tests.simulation.faults import MILLISECOND_NS, NO_FAULTS, Chance, Faults, Network
 from tests.simulation.processes import (

@@ -23,7 +23,6 @@ from exchange.instrument import Instrument
 from exchange.records import Rows
 from riskd.allotments import Allotments
 from riskd.funds.holdings import Holdings
-from riskd.limits import RiskReason, asset_name
 from riskd.funds.moves import (
     Instruct,
     Instruction,
@@ -35,6 +34,7 @@ from riskd.funds.moves import (
     Step,
     Want,
 )
+from riskd.limits import RiskReason, asset_name
 from tests.reference.ledger import Books, Short
 from tests.simulation.faults import MILLISECOND_NS, Died
 

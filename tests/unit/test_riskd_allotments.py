@@ -8,8 +8,8 @@ from exchange import records
 from exchange.enums import Asset, CommandKind, ExecutionKind, Reason, Side
 from exchange.instrument import AMOUNT_LIMIT_UNITS
 from riskd.funds.holdings import Certainty
-from riskd.limits import RiskReason
 from riskd.funds.moves import Instruct, Instruction, Learn, Move, ReadTrading, Send
+from riskd.limits import RiskReason
 from tests.simulation.instant import (
     BTC,
     ETH,

@@ -6,8 +6,8 @@ import pytest
 
 from exchange import records
 from exchange.enums import Asset, Side
-from riskd.funds import exposure
 from riskd.allotments import Allotments
+from riskd.funds import exposure
 from riskd.funds.holdings import FeedTrouble, Holdings
 from riskd.funds.moves import Policy, Want
 from tests.simulation.instant import BTC, ETH, allotted_row, world_with
