@@ -19,8 +19,10 @@ import grpc
 import numpy as np
 
 from engine.durability.execution_reader import ExecutionLogReader
-from engine.durability.journal import Journal
-from exchange.config import load_instrument
+from engine.durability.journal import Durability, Journal
+from engine.recovery import recover
+from engine.state_machine import Engine
+from exchange.config import RunFolder, load_instrument
 from exchange.enums import ExecutionKind
 from exchange.records import E_CLIENT_ORDER_ID, E_ORDER_ID, account_of, kind_of
 from exchange.segment import hash_of
@@ -32,6 +34,7 @@ from exchange.v1 import (
     pair_admin_pb2_grpc,
 )
 from tests.integration.exchange_processes import PAIR, PairProcesses, pair_processes
+from tests.reference.drivers import Kernel, Twin
 from tests.reference.engine import ReferenceEngine
 
 KILLS = int(os.environ.get("HOLDFAST_KILLS", "100"))
@@ -197,6 +200,7 @@ def _compare_with_twin(run: Path) -> np.ndarray:
     finally:
         journal.close()
     twin.check()
+    _compare_recovered_state(run, twin, journal.last_sequence)
     reader = ExecutionLogReader.open(folder / "executions")
     count = reader.committed()
     parts = []
@@ -208,6 +212,22 @@ def _compare_with_twin(run: Path) -> np.ndarray:
     assert len(log) == len(expected)
     np.testing.assert_array_equal(log, np.array(expected, np.int64))
     return log
+
+
+def _compare_recovered_state(run: Path, reference: ReferenceEngine, sequence: int) -> None:
+    """Recover once more, from snapshot and journal: book and balances must be the twin's."""
+    instrument = reference.instrument
+    memory = Engine.in_memory(instrument)
+    found = recover(RunFolder(run, PAIR), instrument, Durability.OS, memory.vault, memory.book)
+    try:
+        found.engine.check()
+        kernel, twin = Kernel(instrument), Twin(instrument)
+        kernel.engine = found.engine
+        twin.engine, twin.sequence = reference, sequence
+        assert kernel.summary() == twin.summary()
+    finally:
+        found.journal.close()
+        found.log.close()
 
 
 def _check_acknowledgements(clients: list[Client], log: np.ndarray) -> None:
