@@ -16,8 +16,8 @@ from bench.venue import Venue
 from exchange.book_layout import DEPTH_BID_COUNT, DEPTH_HEAD, DEPTH_HEADER_WORDS, TOUCH_VERSION
 from exchange.instrument import Instrument
 from exchange.seqlock import read_stable, read_unchecked
-from mdgateway.reader import BookReader
-from mdgateway.stable import copy_depth
+from mdgateway.book.reader import BookReader
+from mdgateway.book.stable import copy_depth
 
 LEVELS: Final = 50
 PARKED, READING, DONE = range(3)

@@ -22,8 +22,8 @@ from exchange.refusal import Code, Refusal, Refused
 from exchange.service import Context, GrpcService, ServerOptions
 from exchange.v1 import market_data_pb2
 from mdgateway.config import GatewayConfig
-from mdgateway.publisher import Publisher
-from mdgateway.subscriptions import (
+from mdgateway.feed.publisher import Publisher
+from mdgateway.feed.subscriptions import (
     DepthSubscription,
     Lagging,
     Subscription,

@@ -11,8 +11,9 @@ from exchange.atomics import load
 from exchange.enums import Side
 from exchange.instrument import Instrument
 from exchange.seqlock import read_stable
-from mdgateway import stable
-from mdgateway.depth import LEVEL_COLUMNS, DepthBook, Snapshot, View
+from mdgateway.book import stable
+from mdgateway.book.depth import LEVEL_COLUMNS, DepthBook, Snapshot
+from mdgateway.book.view import View
 
 
 def warm_up() -> None:

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from exchange.config import load_instrument
 from exchange.service import refusal_in
 from exchange.v1 import market_data_pb2, market_data_pb2_grpc
-from mdgateway.depth import Snapshot
-from mdgateway.reader import BookReader
+from mdgateway.book.depth import Snapshot
+from mdgateway.book.reader import BookReader
 from tests.integration.market_data_processes import (
     PAIR,
     PATIENCE_S,

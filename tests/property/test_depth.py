@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from exchange import book_layout as layout
 from exchange.enums import Side
-from mdgateway.depth import DepthBook, Rows, Snapshot, View, apply_changes
+from mdgateway.book.depth import DepthBook, Rows, Snapshot
+from mdgateway.book.view import View, apply_changes
 
 Levels = dict[tuple[int, int], tuple[int, int]]
 Change = tuple[int, int, int, int]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from exchange.v1 import market_data_pb2
 from mdgateway.config import GatewayConfig
-from mdgateway.publisher import Publisher
-from mdgateway.subscriptions import Subscription
+from mdgateway.feed.publisher import Publisher
+from mdgateway.feed.subscriptions import Subscription
 from tests.unit.market_data_writer import INSTRUMENT, Writer
 
 

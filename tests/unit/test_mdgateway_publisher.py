@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from exchange import book_layout as layout
 from exchange.book_layout import EVENT_LEVEL
 from exchange.v1 import market_data_pb2
+from mdgateway.book.reader import FeedState
 from mdgateway.config import GatewayConfig, InvalidSetting, surroundings
-from mdgateway.publisher import Publisher
-from mdgateway.reader import FeedState
-from mdgateway.subscriptions import DepthSubscription, TradeSubscription
+from mdgateway.feed.publisher import Publisher
+from mdgateway.feed.subscriptions import DepthSubscription, TradeSubscription
 from tests.unit.market_data_desk import Client, Desk
 from tests.unit.market_data_writer import INSTRUMENT, Writer
 

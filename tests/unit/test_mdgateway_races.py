@@ -16,8 +16,8 @@ import pytest
 from exchange import book_layout as layout
 from exchange.atomics import fence_release, load_acquire, store_relaxed, store_release
 from exchange.compiled import kernel
-from mdgateway.depth import Rows
-from mdgateway.reader import BookReader, EventRun
+from mdgateway.book.depth import Rows
+from mdgateway.book.reader import BookReader, EventRun
 from tests.unit.market_data_writer import INSTRUMENT, Writer
 
 CONTESTED = dataclasses.replace(

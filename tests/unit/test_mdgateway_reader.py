@@ -9,8 +9,8 @@ import pytest
 from exchange import book_layout as layout
 from exchange.book_layout import EVENT_LEVEL
 from exchange.ownership import LayoutMismatch
-from mdgateway import stable
-from mdgateway.reader import EVENTS_PER_DRAIN, BookReader, FeedState
+from mdgateway.book import stable
+from mdgateway.book.reader import EVENTS_PER_DRAIN, BookReader, FeedState
 from tests.unit.market_data_writer import INSTRUMENT, Writer
 
 EVERYTHING = 1 << 62

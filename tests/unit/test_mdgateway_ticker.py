@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdgateway.ticker import DAY_NS, MINUTE_NS, Figures, RollingDay
+from mdgateway.feed.ticker import DAY_NS, MINUTE_NS, Figures, RollingDay
 
 DAY = 20_000
 MIDNIGHT = DAY * DAY_NS

@@ -7,7 +7,12 @@ import pytest
 
 from exchange import book_layout as layout
 from exchange.v1 import market_data_pb2
-from mdgateway.subscriptions import Lagging, Subscription, TickerSubscription, TradeSubscription
+from mdgateway.feed.subscriptions import (
+    Lagging,
+    Subscription,
+    TickerSubscription,
+    TradeSubscription,
+)
 from tests.unit.market_data_desk import Desk
 from tests.unit.market_data_writer import INSTRUMENT
 

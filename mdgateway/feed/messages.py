@@ -14,8 +14,8 @@ from exchange.enums import Side
 from exchange.instrument import Instrument
 from exchange.units import format_decimal, units_to_amount
 from exchange.v1 import enums_pb2, market_data_pb2, stream_pb2
-from mdgateway.reader import Touch
-from mdgateway.ticker import Figures
+from mdgateway.book.reader import Touch
+from mdgateway.feed.ticker import Figures
 
 Rows = npt.NDArray[np.int64]
 

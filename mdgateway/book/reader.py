@@ -18,8 +18,8 @@ from exchange.atomics import load
 from exchange.instrument import Instrument
 from exchange.ownership import Borrowed, SegmentMissing, Status
 from exchange.seqlock import read_stable
-from mdgateway import stable
-from mdgateway.depth import Snapshot
+from mdgateway.book import stable
+from mdgateway.book.depth import Snapshot
 
 Rows = npt.NDArray[np.int64]
 

@@ -21,13 +21,14 @@ from exchange import book_layout as layout
 from exchange.instrument import Instrument
 from exchange.ownership import LayoutMismatch
 from exchange.v1 import enums_pb2, market_data_pb2
-from mdgateway import messages
+from mdgateway.book.depth import DepthBook, Snapshot
+from mdgateway.book.reader import BookReader, EventRun, FeedState, Touch
+from mdgateway.book.view import View
 from mdgateway.config import GatewayConfig
-from mdgateway.depth import DepthBook, Snapshot, View
-from mdgateway.messages import Encoder
-from mdgateway.reader import BookReader, EventRun, FeedState, Touch
-from mdgateway.ticker import RollingDay
-from mdgateway.trade_log import TradeLog
+from mdgateway.feed import messages
+from mdgateway.feed.messages import Encoder
+from mdgateway.feed.ticker import RollingDay
+from mdgateway.feed.trade_log import TradeLog
 
 Rows = npt.NDArray[np.int64]
 

@@ -1,6 +1,6 @@
 """The newest trades of one pair by number: one bounded log that every subscriber reads from.
 
-Rows are those of ``mdgateway.messages`` (number, price ticks, lots, taker side, time, sequence).
+Rows are of TRADE_COLUMNS: number, price ticks, lots, taker side, time, sequence.
 Numbers in the log have no holes: a hole in what arrives empties it, and what was before is gone.
 A subscriber is a number, the next trade it wants, so that a slow one costs nothing.
 """
@@ -8,7 +8,7 @@ A subscriber is a number, the next trade it wants, so that a slow one costs noth
 import numpy as np
 import numpy.typing as npt
 
-from mdgateway.messages import TRADE_COLUMNS, TRADE_NUMBER
+from mdgateway.feed.messages import TRADE_COLUMNS, TRADE_NUMBER
 
 Rows = npt.NDArray[np.int64]
 

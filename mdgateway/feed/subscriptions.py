@@ -8,9 +8,9 @@ trades as the log still has. Encoded messages are shared by all who hold the sam
 from typing import Final
 
 from exchange.v1 import market_data_pb2
-from mdgateway import messages
-from mdgateway.messages import StreamMessage
-from mdgateway.publisher import WHOLE, Publisher
+from mdgateway.feed import messages
+from mdgateway.feed.messages import StreamMessage
+from mdgateway.feed.publisher import WHOLE, Publisher
 
 TRADES_PER_MESSAGE: Final = 500
 
