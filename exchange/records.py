@@ -28,7 +28,8 @@ nowhere else know how. A command is one cache line, an execution two.
       7  leaves lots                (ALLOTTED/RELEASED: free units of the account afterwards)
       8  filled lots in all         (ALLOTTED/RELEASED: held units of the account afterwards)
       9  fee units of this account, in the quote asset; negative is a rebate
-                                    (REPLAYED: number of the first ACCEPTED in the execution log)
+                                    (REPLAYED: number of the first ACCEPTED in the execution log;
+                                    REJECTED: kind of the command refused)
       10 source of the command
       11 maker order id             (11 to 15: TRADE and PREVENTED only, else zero)
       12 maker client order id
@@ -89,6 +90,9 @@ E_FILLED: Final = 8
 E_HELD: Final = 8
 E_FEE: Final = 9
 E_FIRST_NUMBER: Final = 9
+E_COMMAND_KIND: Final = 9
+"""REJECTED: kind of the command refused, as given, so that a refused amendment cannot be taken for a
+refused move of funds."""
 E_SOURCE: Final = 10
 E_MAKER_ORDER_ID: Final = 11
 E_MAKER_CLIENT_ORDER_ID: Final = 12

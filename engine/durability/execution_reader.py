@@ -33,7 +33,9 @@ from exchange.records import EXECUTION_BYTES, EXECUTION_WORDS
 Rows = npt.NDArray[np.int64]
 
 MAGIC: Final = int.from_bytes(b"HFEXECS\n", "little")
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""Rises with every change of what a row says, so that no follower reads old rows with new eyes.
+2: a REJECTED carries the kind of the command."""
 W_MAGIC: Final = 0
 W_VERSION: Final = 1
 W_SEGMENT_ROWS: Final = 2
@@ -97,7 +99,8 @@ def map_control(path: Path, flags: int, protection: int) -> tuple[int, Rows]:
             raise LogDamaged(f"{path} is no control page: it begins with {int(words[0]):#x}")
         if words[W_VERSION] != FORMAT_VERSION:
             raise LogDamaged(
-                f"{path} has format version {words[W_VERSION]}, this program knows version 1"
+                f"{path} has format version {words[W_VERSION]}, this program knows version"
+                f" {FORMAT_VERSION}: another release wrote this run folder, start with an empty one"
             )
         if words[W_SEGMENT_ROWS] < 1 or not 0 <= words[W_FIRST] <= words[W_COMMITTED]:
             raise LogDamaged(

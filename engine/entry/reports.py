@@ -22,6 +22,7 @@ from exchange.enums import Asset, ExecutionKind, OrderType, Reason, Side
 from exchange.instrument import AMOUNT_LIMIT_UNITS, Instrument
 from exchange.records import (
     E_CLIENT_ORDER_ID,
+    E_COMMAND_KIND,
     E_FEE,
     E_FILLED,
     E_FIRST_NUMBER,
@@ -174,6 +175,8 @@ def execution_of(instrument: Instrument, words: list[int], number: int) -> execu
         found.fee = units_to_amount(instrument.quote_decimals, words[E_FEE])
     elif kind == ExecutionKind.REPLAYED:
         found.first_number = words[E_FIRST_NUMBER]
+    elif kind == ExecutionKind.REJECTED:
+        found.command_kind = words[E_COMMAND_KIND]  # type: ignore[assignment]
     return found
 
 

@@ -162,7 +162,7 @@ def account_is_open(s: State, account: int) -> bool:
 
 @inlined
 def reject(s: State, i: int, reason: int) -> None:
-    """Answer a command with a refusal that echoes it."""
+    """Answer a command with a refusal that echoes it, its kind included."""
     verb = REJECTED | reason << 8 | command_side(s, i) << 16 | command_account(s, i) << 32
     emit(
         s,
@@ -173,7 +173,7 @@ def reject(s: State, i: int, reason: int) -> None:
         s.commands[i, C_QUANTITY],
         0,
         0,
-        0,
+        s.commands[i, C_VERB] & 0xFF,
     )
 
 

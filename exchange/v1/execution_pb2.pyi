@@ -61,6 +61,7 @@ class Execution(_message.Message):
     FREE_UNITS_FIELD_NUMBER: _builtins.int
     HELD_UNITS_FIELD_NUMBER: _builtins.int
     FIRST_NUMBER_FIELD_NUMBER: _builtins.int
+    COMMAND_KIND_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Position in the pair's execution log, from 0 without gaps (a trade between two orders of one
     account is reported twice with the same number).
@@ -129,6 +130,8 @@ class Execution(_message.Message):
     """Allotments and releases: held units of the account afterwards."""
     first_number: _builtins.int
     """REPLAYED: number of the order's first ACCEPTED, where its first outcome can be read."""
+    command_kind: _enums_pb2.CommandKind.ValueType
+    """REJECTED: kind of the command refused, as it was given."""
     def __init__(
         self,
         *,
@@ -164,10 +167,11 @@ class Execution(_message.Message):
         free_units: _builtins.int = ...,
         held_units: _builtins.int = ...,
         first_number: _builtins.int = ...,
+        command_kind: _enums_pb2.CommandKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount", b"amount", "amount_units", b"amount_units", "asset", b"asset", "client_order_id", b"client_order_id", "fee", b"fee", "fee_units", b"fee_units", "filled", b"filled", "filled_lots", b"filled_lots", "first_number", b"first_number", "free_units", b"free_units", "held_units", b"held_units", "kind", b"kind", "leaves", b"leaves", "leaves_amount_units", b"leaves_amount_units", "leaves_lots", b"leaves_lots", "maker", b"maker", "number", b"number", "order_id", b"order_id", "order_type", b"order_type", "post_only", b"post_only", "price", b"price", "price_ticks", b"price_ticks", "quantity", b"quantity", "quantity_lots", b"quantity_lots", "reason", b"reason", "self_trade_prevention", b"self_trade_prevention", "sequence", b"sequence", "side", b"side", "time_in_force", b"time_in_force", "time_ns", b"time_ns", "transfer_number", b"transfer_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount", b"amount", "amount_units", b"amount_units", "asset", b"asset", "client_order_id", b"client_order_id", "command_kind", b"command_kind", "fee", b"fee", "fee_units", b"fee_units", "filled", b"filled", "filled_lots", b"filled_lots", "first_number", b"first_number", "free_units", b"free_units", "held_units", b"held_units", "kind", b"kind", "leaves", b"leaves", "leaves_amount_units", b"leaves_amount_units", "leaves_lots", b"leaves_lots", "maker", b"maker", "number", b"number", "order_id", b"order_id", "order_type", b"order_type", "post_only", b"post_only", "price", b"price", "price_ticks", b"price_ticks", "quantity", b"quantity", "quantity_lots", b"quantity_lots", "reason", b"reason", "self_trade_prevention", b"self_trade_prevention", "sequence", b"sequence", "side", b"side", "time_in_force", b"time_in_force", "time_ns", b"time_ns", "transfer_number", b"transfer_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

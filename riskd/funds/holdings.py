@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from exchange import records
-from exchange.enums import Asset, ExecutionKind, Reason, Side
+from exchange.enums import Asset, CommandKind, ExecutionKind, Reason, Side
 from exchange.instrument import Instrument
 from exchange.records import Rows
 
@@ -51,6 +51,8 @@ class Outcome(NamedTuple):
 
 
 _MOVING: Final = (ExecutionKind.ALLOTTED, ExecutionKind.RELEASED)
+_ASKING: Final = (int(CommandKind.ALLOT_FUNDS), int(CommandKind.RELEASE_FUNDS))
+"""The commands that move funds; a REJECTED says which kind of command it refused."""
 _CHANGING: Final = tuple(
     int(kind)
     for kind in (
@@ -117,11 +119,8 @@ class Holdings:
         kinds = records.kind_of(rows)
         moved = np.isin(kinds, _MOVING)
         refused = (kinds == ExecutionKind.REJECTED) & np.isin(records.reason_of(rows), _REFUSALS)
-        # An order has a side and a type, a cancel or amendment by id an order id.
-        bare = (records.side_of(rows) == 0) & (rows[:, records.E_PRICE] >> 32 == 0)
-        bare &= rows[:, records.E_ORDER_ID] == 0
-        asset = np.isin(records.price_of(rows), (int(Asset.BASE), int(Asset.QUOTE)))
-        found: list[int] = np.flatnonzero(moved | (refused & bare & asset)).tolist()
+        refused &= np.isin(rows[:, records.E_COMMAND_KIND], _ASKING)
+        found: list[int] = np.flatnonzero(moved | refused).tolist()
         return found
 
     def _move(self, row: Rows, number: int) -> Outcome:

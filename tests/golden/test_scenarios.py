@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from exchange.enums import Asset, CommandKind, ExecutionKind, Side
-from exchange.records import E_VERB
+from exchange.records import C_VERB, E_COMMAND_KIND, E_VERB
 from tests.golden.notation import (
     Line,
     Scenario,
@@ -100,13 +100,16 @@ class Stage:
         """Apply a command; a watched one that is refused must leave everything as it was."""
         engine = self.engine()
         before = engine.state() if watched else None
-        rows = engine.apply(self.speaker.command(text))
+        command = self.speaker.command(text)
+        rows = engine.apply(command)
         self.rows += rows
         if not watched:
             return self.speaker.facts(rows)
         engine.check()
         if rows[0][E_VERB] & 0xFF == ExecutionKind.REJECTED:
             assert engine.state() == before, f"{text!r} was refused and changed something"
+            refused = rows[0][E_COMMAND_KIND]
+            assert refused == command[C_VERB] & 0xFF, f"{text!r} was refused as kind {refused}"
         return self.speaker.facts(rows)
 
 

@@ -101,7 +101,7 @@ class Executions:
         )
 
     def reject(self, reason: Reason) -> None:
-        """Refuse the command: its fields come back as they were given."""
+        """Refuse the command: its kind and fields come back as they were given."""
         given = self.command
         word = price_field(
             given.price, given.order_type, given.time_in_force, given.prevention, given.post_only
@@ -115,6 +115,7 @@ class Executions:
             given.client_order_id,
             word,
             given.quantity,
+            fee=given.kind,
         )
 
     def finished(self) -> list[list[int]]:

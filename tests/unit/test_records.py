@@ -95,7 +95,7 @@ def test_words_of_different_meaning_do_not_collide() -> None:
         "E_QUANTITY": {"E_AMOUNT"},
         "E_LEAVES": {"E_FREE"},
         "E_FILLED": {"E_HELD"},
-        "E_FEE": {"E_FIRST_NUMBER"},
+        "E_FEE": {"E_FIRST_NUMBER", "E_COMMAND_KIND"},
         "C_CLIENT_ORDER_ID": {"C_TRANSFER_NUMBER"},
         "C_QUANTITY": {"C_AMOUNT"},
     }

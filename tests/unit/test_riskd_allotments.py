@@ -402,7 +402,7 @@ def test_a_number_before_ours_is_fetched_from_the_ledger() -> None:
     assert world.in_engine(1, BTC, QUOTE) == (500, 0)
 
 
-def test_an_amendment_that_looks_like_a_refused_release_fools_nobody_for_long() -> None:
+def test_a_refusal_that_the_ledger_knows_nothing_of_is_not_believed_for_long() -> None:
     world = world_with(1_000)
     world.get(1, BTC, QUOTE, 300)
     move = world.machine.recall(1, BTC, QUOTE, 100)
@@ -418,6 +418,7 @@ def test_an_amendment_that_looks_like_a_refused_release_fools_nobody_for_long() 
     row[0, records.E_TRANSFER_NUMBER] = 2
     row[0, records.E_AMOUNT] = 100
     row[0, records.E_FREE] = 0
+    row[0, records.E_COMMAND_KIND] = CommandKind.RELEASE_FUNDS
     # Believed for now: number, account, asset and amount are those of the move that is due.
     item = world.machine.holdings[BTC]
     item.cursor -= 1
@@ -433,7 +434,13 @@ def test_an_amendment_that_looks_like_a_refused_release_fools_nobody_for_long() 
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [(records.E_TRANSFER_NUMBER, 3), (records.E_AMOUNT, 99), (records.E_PRICE, 1)],
+    [
+        (records.E_TRANSFER_NUMBER, 3),
+        (records.E_AMOUNT, 99),
+        (records.E_PRICE, 1),
+        # An amendment in all else like the release that is due, as a client may write it.
+        (records.E_COMMAND_KIND, int(CommandKind.AMEND_ORDER)),
+    ],
 )
 def test_a_refusal_of_something_else_ends_nothing(column: int, value: int) -> None:
     world = world_with(1_000)
@@ -445,6 +452,7 @@ def test_a_refusal_of_something_else_ends_nothing(column: int, value: int) -> No
     row[0, records.E_VERB] = int(ExecutionKind.REJECTED) | int(Reason.INSUFFICIENT_FUNDS) << 8
     row[0, records.E_VERB] |= 1 << 32
     row[0, records.E_TRANSFER_NUMBER], row[0, records.E_AMOUNT] = 2, 100
+    row[0, records.E_COMMAND_KIND] = CommandKind.RELEASE_FUNDS
     row[0, column] = value
     item = world.machine.holdings[BTC]
     item.cursor -= 1
