@@ -3,6 +3,7 @@
     rows that stay as they are (INSERT and SELECT only)      rows that move from state to state
       deposit_addresses, withdrawal_approvals,                 deposits, withdrawals,
       money_events                                             withdrawal_addresses (removed once),
+                                                               withdrawal_reservations,
                                                                custody_cursors
 
 Each change of state is one row of `money_events`, in the same transaction, hashed onto the row
@@ -16,7 +17,7 @@ so that the same thing never gets two.
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Index, SmallInteger
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, SmallInteger, text
 from sqlalchemy.dialects.postgresql import BYTEA
 from sqlalchemy.dialects.postgresql import UUID as UUID_COLUMN
 from sqlmodel import Field, SQLModel
@@ -151,6 +152,25 @@ class WithdrawalApproval(SQLModel, table=True):
     time_ns: int = Field(sa_column=_int8())
 
 
+class WithdrawalReservation(SQLModel, table=True):
+    """One time that riskd was asked to count a withdrawal against the daily limits."""
+
+    __tablename__ = "withdrawal_reservations"
+    __table_args__ = (
+        Index("withdrawal_reservations_withdrawal", "withdrawal_id"),
+        Index("withdrawal_reservations_state", "state", "changed_ns"),
+    )
+    id: UUID = Field(sa_column=_id())
+    """What riskd knows it by: the withdrawal's own id the first time."""
+    withdrawal_id: UUID = Field(sa_column=_uuid())
+    owner_id: int = Field(sa_column=_int8())
+    asset: str
+    amount_units: int = Field(sa_column=_int8())
+    state: int = Field(sa_column=_int2())
+    """ledgerd.custody.reservations.ReservationState."""
+    changed_ns: int = Field(sa_column=_int8())
+
+
 class CustodyCursor(SQLModel, table=True):
     """How many of the custodian's notices were looked at."""
 
@@ -163,7 +183,10 @@ class MoneyEvent(SQLModel, table=True):
     """One change of state, hashed onto the one before."""
 
     __tablename__ = "money_events"
-    __table_args__ = (Index("money_events_subject", "subject", "number"),)
+    __table_args__ = (
+        Index("money_events_subject", "subject", "number"),
+        Index("money_events_alarm", "number", postgresql_where=text("alarm")),
+    )
     number: int = Field(sa_column=_int8(key=True))
     subject: UUID = Field(sa_column=_uuid())
     kind: int = Field(sa_column=_int2())
