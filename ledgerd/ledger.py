@@ -31,7 +31,7 @@ from ledgerd.books.copying import (
     Int8ArrayDumper,
     Rows,
 )
-from ledgerd.books.entries import Entries, insufficient, unknown_pair
+from ledgerd.books.entries import Entries, Instructed, insufficient, unknown_pair
 from ledgerd.chart import AccountName, Phase, Purpose, TransferKind
 from ledgerd.models import STREAM_SHIFT
 from ledgerd.postings import (
@@ -72,6 +72,8 @@ class Ledger:
         self._engine = engine
         self._clock = clock
         self._pairs: dict[str, PairAccounts] = {}
+        self._instruments: dict[str, Instrument] = {}
+        """The pairs that this process listed."""
         at_connection(engine)
 
     # Transactions.
@@ -127,7 +129,10 @@ class Ledger:
         self._done(work)
 
     def list_pair(self, instrument: Instrument) -> int:
-        """Enter a pair and its fee account, once; return the number of its stream."""
+        """Enter a pair and its fee account, once; return the number of its stream.
+
+        Only pairs that were listed with this object, too, are given money.
+        """
         self.list_asset(instrument.base_asset, instrument.base_decimals)
         self.list_asset(instrument.quote_asset, instrument.quote_decimals)
 
@@ -149,7 +154,9 @@ class Ledger:
             books.write(self._clock)
             return stream
 
-        return int(self._done(work))
+        stream = int(self._done(work))
+        self._instruments[instrument.pair] = instrument
+        return stream
 
     def open_accounts(self, names: Sequence[AccountName]) -> list[int]:
         """Open what is not open yet; return the accounts' ids in the order of the names."""
@@ -289,8 +296,8 @@ class Ledger:
 
     def allot(
         self, request: UUID, pair: str, owner_id: int, asset: Asset, amount: int, actor: str = ""
-    ) -> int:
-        """Set trading money aside for a pair's engine; return the number of the instruction.
+    ) -> Instructed:
+        """Set trading money aside for a pair's engine, as a numbered instruction.
 
         The money is in flight until the engine's feed says that it arrived, or was refused.
         """
@@ -298,8 +305,8 @@ class Ledger:
 
     def recall(
         self, request: UUID, pair: str, owner_id: int, asset: Asset, amount: int, actor: str = ""
-    ) -> int:
-        """Ask a pair's engine for free money back; return the number of the instruction.
+    ) -> Instructed:
+        """Ask a pair's engine for free money back, as a numbered instruction.
 
         No money moves until the engine's feed says that it was released.
         """
@@ -314,24 +321,28 @@ class Ledger:
         asset: Asset,
         amount: int,
         actor: str,
-    ) -> int:
+    ) -> Instructed:
         if not 0 < amount <= chart.BOUND_UNITS // 2:
             limit = f"from 1 to {chart.BOUND_UNITS // 2}"
             raise Refused(Refusal.of_field("AMOUNT_OUT_OF_RANGE", "amount", amount, limit))
         if asset not in {Asset.BASE, Asset.QUOTE}:
             raise Refused(Refusal.of_field("ASSET_INVALID", "asset", asset, "base or quote"))
-        told = Told(kind, owner_id, asset, amount, 0)
+        instrument = self._instruments.get(pair)
+        if instrument is None:
+            raise Refused(unknown_pair(pair))
+        told, capacity = Told(kind, owner_id, asset, amount, 0), instrument.account_capacity
 
-        def work(connection: Connection) -> int:
+        def work(connection: Connection) -> Instructed:
             books = Entries(connection)
-            number: int = books.instructed(request, pair, told, actor, self._clock())
+            done = books.instructed(request, pair, told, actor, self._clock(), capacity)
             books.write(self._clock)
-            return number
+            return done
 
         try:
-            return int(self._done(work))
+            done: Instructed = self._done(work)
         except Overdrawn as error:
             raise Refused(insufficient(error)) from error
+        return done
 
     # What engines say.
 

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from exchange import records
-from exchange.enums import Asset, ExecutionKind, Reason, Side
+from exchange.enums import Asset, CommandKind, ExecutionKind, Reason, Side
 from exchange.instrument import Instrument
 from ledgerd.books.copying import (
     P_ACCOUNT,
@@ -43,6 +43,7 @@ TRADE_LEGS: Final = 6
 MONEY_KINDS: Final = (ExecutionKind.TRADE, ExecutionKind.ALLOTTED, ExecutionKind.RELEASED)
 REFUSED_FUNDS: Final = (Reason.BALANCE_OVERFLOW, Reason.INSUFFICIENT_FUNDS)
 """The refusals of a move of funds that use up its number."""
+FUNDS_COMMANDS: Final = (CommandKind.ALLOT_FUNDS, CommandKind.RELEASE_FUNDS)
 
 
 class FeedContradiction(Exception):
@@ -191,11 +192,7 @@ def _funds(
     told: Callable[[list[int]], Mapping[int, Told]],
 ) -> _Moves:
     """Return what the moves of funds do: few a batch, so one at a time."""
-    refused = (kinds == ExecutionKind.REJECTED) & np.isin(records.reason_of(rows), REFUSED_FUNDS)
-    # A move of funds has neither side, type, time in force nor order id; every order has a type.
-    # An amendment may look the same, but not with a number, account, asset and amount of ours.
-    bare = (records.side_of(rows) == 0) & (rows[:, records.E_PRICE] >> 32 == 0)
-    refused &= bare & (rows[:, records.E_ORDER_ID] == 0)
+    refused = _refused_funds(rows, kinds)
     moved = (kinds == ExecutionKind.ALLOTTED) | (kinds == ExecutionKind.RELEASED)
     places = np.flatnonzero(moved | refused)
     moves = _Moves()
@@ -206,8 +203,6 @@ def _funds(
         row, transfer_id = rows[place], int(ids[place])
         kind = ExecutionKind(int(kinds[place]))
         instruction = known.get(int(row[records.E_TRANSFER_NUMBER]))
-        if kind == ExecutionKind.REJECTED and not _answers(instruction, row):
-            continue
         _check_told(instruction, kind, row, transfer_id)
         assert instruction is not None
         _move(moves, accounts, instruction, kind, row, transfer_id)
@@ -215,15 +210,12 @@ def _funds(
     return moves
 
 
-def _answers(instruction: Told | None, row: Rows) -> bool:
-    """Say whether a refusal fits an instruction that is still open."""
-    if instruction is None or instruction.resolved:
-        return False
-    asks = (instruction.owner_id, instruction.asset, instruction.amount)
-    says = (records.account_of(row), records.price_of(row), row[records.E_AMOUNT])
-    allot = instruction.kind == TransferKind.ALLOT
-    reason = Reason.BALANCE_OVERFLOW if allot else Reason.INSUFFICIENT_FUNDS
-    return asks == tuple(int(value) for value in says) and int(records.reason_of(row)) == reason
+def _refused_funds(rows: Rows, kinds: Rows) -> Rows:
+    """Say of each execution whether it is a refused move of funds that used up its number."""
+    refused = (kinds == ExecutionKind.REJECTED) & np.isin(records.reason_of(rows), REFUSED_FUNDS)
+    asked = rows[:, records.E_COMMAND_KIND]
+    of_funds: Rows = refused & np.isin(asked, FUNDS_COMMANDS)
+    return of_funds
 
 
 def _check_told(instruction: Told | None, kind: ExecutionKind, row: Rows, transfer_id: int) -> None:
@@ -233,14 +225,16 @@ def _check_told(instruction: Told | None, kind: ExecutionKind, row: Rows, transf
         raise FeedContradiction(f"{start}, which the books never gave")
     if instruction.resolved:
         raise FeedContradiction(f"{start}, which the books know as resolved already")
+    allot = instruction.kind == TransferKind.ALLOT
     if kind == ExecutionKind.REJECTED:
-        return
-    expected = {TransferKind.ALLOT: ExecutionKind.ALLOTTED}.get(
-        instruction.kind, ExecutionKind.RELEASED
-    )
+        expected = int(CommandKind.ALLOT_FUNDS if allot else CommandKind.RELEASE_FUNDS)
+        said = int(row[records.E_COMMAND_KIND])
+    else:
+        expected = int(ExecutionKind.ALLOTTED if allot else ExecutionKind.RELEASED)
+        said = int(kind)
     asks = (expected, instruction.owner_id, instruction.asset, instruction.amount)
     owner, asset = int(records.account_of(row)), int(records.price_of(row))
-    says = (kind, owner, asset, int(row[records.E_AMOUNT]))
+    says = (said, owner, asset, int(row[records.E_AMOUNT]))
     if asks != says:
         raise FeedContradiction(
             f"{start} of account {owner}, asset {asset}, amount {says[3]}; the books gave"
@@ -346,5 +340,4 @@ def unbalanced(postings: Rows, asset_of: Rows) -> int | None:
 def moves_money(rows: Rows) -> bool:
     """Say whether any execution of these could move money."""
     kinds = records.kind_of(rows)
-    refused = (kinds == ExecutionKind.REJECTED) & np.isin(records.reason_of(rows), REFUSED_FUNDS)
-    return bool((np.isin(kinds, MONEY_KINDS) | refused).any())
+    return bool((np.isin(kinds, MONEY_KINDS) | _refused_funds(rows, kinds)).any())

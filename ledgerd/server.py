@@ -38,6 +38,8 @@ from ledgerd.transfers import Leg, NewTransfer
 SERVICE_NAME: Final = "exchange.v1.LedgerService"
 CALL_LIMIT: Final = 1_000
 """Most accounts or transfers in one call."""
+OF_CUSTODY: Final = (TransferKind.DEPOSIT, TransferKind.WITHDRAWAL)
+"""Kinds that only the custody pipelines make: each stands for something outside."""
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -128,11 +130,21 @@ def _name_message(name: AccountName) -> ledger_pb2.AccountName:
 
 
 def _new_transfer(message: ledger_pb2.NewTransfer) -> NewTransfer:
+    kind = _enumerated(TransferKind, "kind", message.kind)
+    if kind in OF_CUSTODY:
+        # What is pending of these kinds is resolved with the same kind, so this covers it, too.
+        limit = "a kind that no deposit or withdrawal is booked as"
+        raise Refused(Refusal.of_field("KIND_OF_CUSTODY", "kind", kind.name, limit))
     pending = _id("pending_id", message.pending_id) if message.pending_id else None
+    legs = tuple(Leg(_name(leg.name), leg.amount_units) for leg in message.legs)
+    for leg in legs:
+        if leg.account.purpose == Purpose.CUSTODY and kind != TransferKind.CORRECTION:
+            limit = "an account inside the exchange, unless this is a CORRECTION"
+            raise Refused(Refusal.of_field("ACCOUNT_OF_CUSTODY", "account", leg.account, limit))
     return NewTransfer(
         _id("id", message.id),
-        _enumerated(TransferKind, "kind", message.kind),
-        tuple(Leg(_name(leg.name), leg.amount_units) for leg in message.legs),
+        kind,
+        legs,
         _enumerated(Phase, "phase", message.phase),
         pending,
         message.amount_units,
@@ -295,16 +307,18 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         self, request: ledger_pb2.AllotTradingFundsRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.AllotTradingFundsResponse:
         """Set trading money aside for a pair's engine."""
-        number = self._ledger.allot(*_instruction(request))
-        return ledger_pb2.AllotTradingFundsResponse(transfer_number=number)
+        done = self._ledger.allot(*_instruction(request))
+        return ledger_pb2.AllotTradingFundsResponse(
+            transfer_number=done.number, trading_units=done.trading_units
+        )
 
     @_answered
     def RecallTradingFunds(
         self, request: ledger_pb2.RecallTradingFundsRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.RecallTradingFundsResponse:
         """Ask a pair's engine for free money back."""
-        number = self._ledger.recall(*_instruction(request))
-        return ledger_pb2.RecallTradingFundsResponse(transfer_number=number)
+        done = self._ledger.recall(*_instruction(request))
+        return ledger_pb2.RecallTradingFundsResponse(transfer_number=done.number)
 
     @_answered
     def ListInstructions(

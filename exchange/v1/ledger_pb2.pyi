@@ -644,7 +644,7 @@ class NewTransfer(_message.Message):
     id: _builtins.bytes
     """Made by the caller: 16 bytes, used once for ever."""
     kind: Global___TransferKind.ValueType
-    """DEPOSIT, WITHDRAWAL, INTERNAL, FEE_SWEEP, CORRECTION or STAKE."""
+    """INTERNAL, FEE_SWEEP, CORRECTION or STAKE."""
     phase: Global___TransferPhase.ValueType
     """Single, pending, posted or voided."""
     pending_id: _builtins.bytes
@@ -931,16 +931,20 @@ class AllotTradingFundsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TRANSFER_NUMBER_FIELD_NUMBER: _builtins.int
+    TRADING_UNITS_FIELD_NUMBER: _builtins.int
     transfer_number: _builtins.int
     """Its number in the pair, from 1 without gaps."""
+    trading_units: _builtins.int
+    """What the trader has left to allot of that asset, in smallest units."""
     def __init__(
         self,
         *,
         transfer_number: _builtins.int = ...,
+        trading_units: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["transfer_number", b"transfer_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trading_units", b"trading_units", "transfer_number", b"transfer_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

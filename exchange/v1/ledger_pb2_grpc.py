@@ -149,14 +149,16 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AllotTradingFunds(self, request, context):
-        """Set trading money aside for a pair's engine, as a numbered instruction.
+        """Set trading money aside for a pair's engine, as a numbered instruction. A refusal
+        INSUFFICIENT_FUNDS has the trader's balance in its field trading_units.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecallTradingFunds(self, request, context):
-        """Ask a pair's engine for free money back, as a numbered instruction.
+        """Ask a pair's engine for free money back, as a numbered instruction. Refused until money of
+        that trader has arrived there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,9 +48,13 @@ class LedgerServiceStub:
     GetTransfer: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetTransferRequest, _ledger_pb2.GetTransferResponse]
     """Show one transfer with all its postings."""
     AllotTradingFunds: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.AllotTradingFundsRequest, _ledger_pb2.AllotTradingFundsResponse]
-    """Set trading money aside for a pair's engine, as a numbered instruction."""
+    """Set trading money aside for a pair's engine, as a numbered instruction. A refusal
+    INSUFFICIENT_FUNDS has the trader's balance in its field trading_units.
+    """
     RecallTradingFunds: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.RecallTradingFundsRequest, _ledger_pb2.RecallTradingFundsResponse]
-    """Ask a pair's engine for free money back, as a numbered instruction."""
+    """Ask a pair's engine for free money back, as a numbered instruction. Refused until money of
+    that trader has arrived there.
+    """
     ListInstructions: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ListInstructionsRequest, _ledger_pb2.ListInstructionsResponse]
     """Show the instructions of a pair from a number on, for whoever hands them to the engine."""
     GetTrialBalance: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetTrialBalanceRequest, _ledger_pb2.GetTrialBalanceResponse]
@@ -84,9 +88,13 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     GetTransfer: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetTransferRequest, _ledger_pb2.GetTransferResponse]  # type: ignore[assignment]
     """Show one transfer with all its postings."""
     AllotTradingFunds: _aio.UnaryUnaryMultiCallable[_ledger_pb2.AllotTradingFundsRequest, _ledger_pb2.AllotTradingFundsResponse]  # type: ignore[assignment]
-    """Set trading money aside for a pair's engine, as a numbered instruction."""
+    """Set trading money aside for a pair's engine, as a numbered instruction. A refusal
+    INSUFFICIENT_FUNDS has the trader's balance in its field trading_units.
+    """
     RecallTradingFunds: _aio.UnaryUnaryMultiCallable[_ledger_pb2.RecallTradingFundsRequest, _ledger_pb2.RecallTradingFundsResponse]  # type: ignore[assignment]
-    """Ask a pair's engine for free money back, as a numbered instruction."""
+    """Ask a pair's engine for free money back, as a numbered instruction. Refused until money of
+    that trader has arrived there.
+    """
     ListInstructions: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ListInstructionsRequest, _ledger_pb2.ListInstructionsResponse]  # type: ignore[assignment]
     """Show the instructions of a pair from a number on, for whoever hands them to the engine."""
     GetTrialBalance: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetTrialBalanceRequest, _ledger_pb2.GetTrialBalanceResponse]  # type: ignore[assignment]
@@ -153,7 +161,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_pb2.AllotTradingFundsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.AllotTradingFundsResponse, _abc.Awaitable[_ledger_pb2.AllotTradingFundsResponse]]:
-        """Set trading money aside for a pair's engine, as a numbered instruction."""
+        """Set trading money aside for a pair's engine, as a numbered instruction. A refusal
+        INSUFFICIENT_FUNDS has the trader's balance in its field trading_units.
+        """
 
     @_abc_1.abstractmethod
     def RecallTradingFunds(
@@ -161,7 +171,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_pb2.RecallTradingFundsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.RecallTradingFundsResponse, _abc.Awaitable[_ledger_pb2.RecallTradingFundsResponse]]:
-        """Ask a pair's engine for free money back, as a numbered instruction."""
+        """Ask a pair's engine for free money back, as a numbered instruction. Refused until money of
+        that trader has arrived there.
+        """
 
     @_abc_1.abstractmethod
     def ListInstructions(

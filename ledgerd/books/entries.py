@@ -5,6 +5,7 @@ it reads (the last number, whether a request was answered before) stays true unt
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 import numpy as np
@@ -24,7 +25,7 @@ from ledgerd.books.copying import (
     T_TIME_NS,
     TRANSFER_COLUMNS,
 )
-from ledgerd.chart import AccountName, OwnerKind, Phase, TransferKind
+from ledgerd.chart import AccountName, OwnerKind, Phase, Purpose, TransferKind
 from ledgerd.models import BOOKS, STREAM_SHIFT
 from ledgerd.postings import Told
 from ledgerd.transfers import NewTransfer, Pending, Posted
@@ -38,6 +39,28 @@ def unknown_pair(pair: str) -> Refusal:
 def insufficient(error: Overdrawn) -> Refusal:
     """Return the refusal of a transfer that takes what is not there."""
     return Refusal(Code.FAILED_PRECONDITION, "INSUFFICIENT_FUNDS", f"nothing was posted: {error}")
+
+
+def _beyond_trading(owner_id: int, balance: int, amount: int) -> Refusal:
+    """Return the refusal of an allotment beyond the trading balance, which it names."""
+    return Refusal(
+        Code.FAILED_PRECONDITION,
+        "INSUFFICIENT_FUNDS",
+        f"nothing was posted: owner {owner_id} has {balance} units to allot, not {amount}",
+        "trading_units",
+        str(balance),
+        f"at least {amount}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Instructed:
+    """What became of an instruction for an engine."""
+
+    number: int
+    """In the pair, from 1 without gaps."""
+    trading_units: int
+    """What its owner has left to allot of that asset."""
 
 
 class Entries:
@@ -238,8 +261,21 @@ class Entries:
         self.commit.add("resolutions", [(pending.transfer_id, transfer_id)])
         return transfer_id
 
-    def instructed(self, request: UUID, pair: str, told: Told, actor: str, time_ns: int) -> int:
-        """Add a numbered instruction for a pair's engine, or find the one given before."""
+    def instructed(
+        self,
+        request: UUID,
+        pair: str,
+        told: Told,
+        actor: str,
+        time_ns: int,
+        account_capacity: int,
+    ) -> Instructed:
+        """Add a numbered instruction for a pair's engine, or find the one given before.
+
+        An engine refuses some moves of funds without using up their number; nothing after such an
+        instruction would ever be carried out, so it must not be given: of an owner beyond the
+        engine's accounts, or of money back from an owner whose account the engine never opened.
+        """
         content = (told.kind, pair, told.owner_id, told.asset, told.amount, actor)
         digest = NewTransfer(request, told.kind, note=repr(content)).digest()
         before = self.requested(request, digest)
@@ -247,9 +283,19 @@ class Entries:
             query = "SELECT number FROM instructions WHERE transfer_id = %s"
             given = self.connection.execute(query, (before,)).fetchone()
             assert given is not None, f"transfer {before} is no instruction"
-            return int(given[0])
+            asset = self._pair(pair)[1][told.asset - 1]
+            name = chart.trading(self._trader(told.owner_id), told.owner_id, asset)
+            return Instructed(int(given[0]), self._balance(self.known([name])[name]))
         stream, assets = self._pair(pair)
+        if not 1 <= told.owner_id < account_capacity:
+            limit = f"from 1 to {account_capacity - 1}, the accounts that engine has room for"
+            raise Refused(
+                Refusal.of_field("ACCOUNT_BEYOND_ENGINE", "owner_id", told.owner_id, limit)
+            )
         asset, kind = assets[told.asset - 1], self._trader(told.owner_id)
+        allot = told.kind == TransferKind.ALLOT
+        if not allot:
+            self._refuse_never_allotted(pair, told.owner_id)
         trading = chart.trading(kind, told.owner_id, asset)
         flight = chart.in_flight(kind, told.owner_id, asset, pair)
         keeping = chart.allotted(kind, told.owner_id, asset, pair)
@@ -258,7 +304,9 @@ class Entries:
         back = [chart.trading(kind, told.owner_id, other) for other in assets]
         ids = self.opened([flight, *both, *back], time_ns)
         moves = ((ids[trading], -told.amount), (ids[flight], told.amount))
-        allot = told.kind == TransferKind.ALLOT
+        balance = self._balance(ids[trading])
+        if allot and balance < told.amount:
+            raise Refused(_beyond_trading(told.owner_id, balance, told.amount))
         transfer_id = self.entry(told.kind, time_ns, moves if allot else (), Phase.PENDING)
         source, hold, target = ids[trading], ids[flight], ids[keeping]
         if not allot:
@@ -270,7 +318,35 @@ class Entries:
         values = (int(told.kind), told.owner_id, int(told.asset), told.amount)
         self.commit.add("instructions", [(stream, int(row[0]), transfer_id, *values)])
         self.commit.add("requests", [(request, transfer_id, digest, actor, "")])
+        return Instructed(int(row[0]), balance - told.amount if allot else balance)
+
+    def _balance(self, account_id: int) -> int:
+        """Read a balance and hold it until the commit: a release may be about to raise it."""
+        query = "SELECT amount FROM balances WHERE account_id = %s FOR UPDATE"
+        row = self.connection.execute(query, (account_id,), prepare=True).fetchone()
+        assert row is not None, f"account {account_id} has no balance"
         return int(row[0])
+
+    def _refuse_never_allotted(self, pair: str, owner_id: int) -> None:
+        query = """
+            SELECT FROM accounts JOIN balances ON account_id = id
+            WHERE owner_id = %s AND purpose = %s AND pair = %s AND owner_kind IN (1, 2, 5)
+                AND version > 0
+            LIMIT 1
+        """
+        given = (owner_id, int(Purpose.ALLOTTED), pair)
+        if self.connection.execute(query, given, prepare=True).fetchone() is None:
+            sentence = f"no money of owner {owner_id} has ever arrived in {pair}"
+            raise Refused(
+                Refusal(
+                    Code.FAILED_PRECONDITION,
+                    "NEVER_ALLOTTED",
+                    sentence,
+                    "owner_id",
+                    str(owner_id),
+                    f"an owner with money that arrived in {pair}",
+                )
+            )
 
     def _pair(self, pair: str) -> tuple[int, tuple[str, str]]:
         query = "SELECT id, base, quote FROM streams WHERE pair = %s AND pair <> ''"

@@ -70,7 +70,8 @@ def post(ledger: Ledger) -> None:
 
 def allot(ledger: Ledger) -> None:
     """Give an instruction; its number must be the same each time."""
-    assert ledger.allot(UUID(int=7003), PAIR.pair, 1, Asset.BASE, 11) == CURSOR + 1
+    done = ledger.allot(UUID(int=7003), PAIR.pair, 1, Asset.BASE, 11)
+    assert done.number == CURSOR + 1
 
 
 WORK: dict[str, Callable[[Ledger], None]] = {"settle": settle, "post": post, "allot": allot}
@@ -81,7 +82,8 @@ def child(url: str, work: str, last: int) -> None:
     fate = Fate(last)
     engine = connect(url, 1)
     ledger = Ledger(engine, lambda: START_NS)
-    engine.connect().close()
+    # As every process does at its start.
+    ledger.list_pair(PAIR)
     for owner, name in STEPS:
         fate.before(owner, name)
     fate.before(psycopg.Connection, "commit")

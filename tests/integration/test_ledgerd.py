@@ -137,7 +137,7 @@ def deposited(books: ledger_pb2_grpc.LedgerServiceStub) -> None:
         transfers.append(
             ledger_pb2.NewTransfer(
                 id=(1_000 + place).to_bytes(16, "big"),
-                kind=int(TransferKind.DEPOSIT),  # type: ignore[arg-type]
+                kind=int(TransferKind.CORRECTION),  # type: ignore[arg-type]
                 phase=int(Phase.SINGLE),  # type: ignore[arg-type]
                 legs=legs,
             )

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exchange.enums import Asset, ExecutionKind, OrderType, Reason, Side
+from exchange.enums import Asset, CommandKind, ExecutionKind, OrderType, Reason, Side
 from exchange.instrument import Instrument
 from exchange.refusal import Refused
 from ledgerd.audit import trial_balance, verify
@@ -26,6 +26,7 @@ from tests.reference import ledger as twin
 
 OWNERS = 4
 PAIRS = (PAIR, OTHER)
+CODES = {code for pair in PAIRS for code in (pair.base_asset, pair.quote_asset)}
 
 Step = tuple[int, int, int, int, int]
 STEPS = st.lists(
@@ -69,15 +70,19 @@ class Purse:
         number, allot, owner, asset, amount = self.told[self.heard]
         self.heard += 1
         words = {"w4": number, "w5": int(asset), "w6": amount}
+        asked = CommandKind.ALLOT_FUNDS if allot else CommandKind.RELEASE_FUNDS
         key = owner, int(asset)
         if allot and refuse:
-            self._say(ExecutionKind.REJECTED, owner, reason=Reason.BALANCE_OVERFLOW, **words)
+            self._say(
+                ExecutionKind.REJECTED, owner, reason=Reason.BALANCE_OVERFLOW, w9=asked, **words
+            )
         elif allot:
             self.owns[key] += amount
             held = self.owns[key] // 3
             self._say(ExecutionKind.ALLOTTED, owner, w7=self.owns[key] - held, w8=held, **words)
         elif amount > self.owns[key]:
-            self._say(ExecutionKind.REJECTED, owner, reason=Reason.INSUFFICIENT_FUNDS, **words)
+            reason = Reason.INSUFFICIENT_FUNDS
+            self._say(ExecutionKind.REJECTED, owner, reason=reason, w9=asked, **words)
         else:
             self.owns[key] -= amount
             self._say(ExecutionKind.RELEASED, owner, w7=self.owns[key], **words)
@@ -95,6 +100,7 @@ class Purse:
         both = {taker, maker} <= {told[2] for told in self.told[: self.heard] if told[1]}
         if not (enough and both):
             words = {"w4": 1, "w5": 1 | OrderType.LIMIT << 32, "w6": lots}
+            words["w9"] = CommandKind.NEW_ORDER
             self._say(
                 ExecutionKind.REJECTED, taker, reason=Reason.INSUFFICIENT_FUNDS, side=side, **words
             )
@@ -192,14 +198,18 @@ class Both:
         pair, number = purse.pair.pair, len(purse.told) + 1
         request = self.books.new_id()
         ask = self.books.ledger.allot if allot else self.books.ledger.recall
+        if not (allot or any(self.twin.counts[owner, "allotted", code, pair] for code in CODES)):
+            with pytest.raises(Refused, match="has ever arrived"):
+                ask(request, pair, owner, asset, units)
+            return
         try:
             (self.twin.allot if allot else self.twin.recall)(pair, number, owner, code, units)
         except twin.Short:
-            with pytest.raises(Refused, match="nothing was posted"):
+            with pytest.raises(Refused, match="nothing was posted: owner"):
                 ask(request, pair, owner, asset, units)
             return
-        assert ask(request, pair, owner, asset, units) == number
-        assert ask(request, pair, owner, asset, units) == number
+        assert ask(request, pair, owner, asset, units).number == number
+        assert ask(request, pair, owner, asset, units).number == number
         purse.told.append((number, allot, owner, asset, units))
 
     def settle(self, purse: Purse) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from exchange.enums import Asset, ExecutionKind, Reason, Side
+from exchange.enums import Asset, CommandKind, ExecutionKind, Reason, Side
 from exchange.instrument import Instrument
 
 Key = tuple[int, str, str, str]
@@ -147,16 +147,15 @@ class Books:
         assert self.balances[keeping] == row[7] + row[8]
 
     def _refused(self, pair: Instrument, row: list[int]) -> None:
-        told = self.told.get((pair.pair, row[4]))
-        plain = (row[2] >> 16) & 0xFF == 0 and row[5] >> 32 == 0 and row[3] == 0
-        if told is None or not told.open or not plain:
-            return
-        asset = pair.base_asset if row[5] == Asset.BASE else pair.quote_asset
-        if (told.owner, told.asset, told.amount) != (row[2] >> 32, asset, row[6]):
+        if row[9] not in {CommandKind.ALLOT_FUNDS, CommandKind.RELEASE_FUNDS}:
             return
         reason = (row[2] >> 8) & 0xFF
-        if reason != (Reason.BALANCE_OVERFLOW if told.allot else Reason.INSUFFICIENT_FUNDS):
+        if reason not in {Reason.BALANCE_OVERFLOW, Reason.INSUFFICIENT_FUNDS}:
             return
+        told = self.told[pair.pair, row[4]]
+        assert told.open
+        asset = pair.base_asset if row[5] == Asset.BASE else pair.quote_asset
+        assert (told.owner, told.asset, told.amount) == (row[2] >> 32, asset, row[6])
         told.open = False
         if told.allot:
             flight = (told.owner, "suspense", told.asset, pair.pair)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from exchange.enums import Asset, ExecutionKind, Reason, Side
+from exchange.enums import Asset, CommandKind, ExecutionKind, Reason, Side
 from exchange.records import Rows
 from exchange.refusal import Refused
 from ledgerd import chart
@@ -45,6 +45,12 @@ def moved(kind: ExecutionKind, owner: int, sequence: int, number: int, **words: 
     return execution(kind, owner, sequence, w4=number, **words)
 
 
+def refused(owner: int, sequence: int, number: int, **words: int) -> list[int]:
+    """Refuse to release money that is not free."""
+    given = {"reason": int(Reason.INSUFFICIENT_FUNDS), "w9": int(CommandKind.RELEASE_FUNDS)}
+    return moved(ExecutionKind.REJECTED, owner, sequence, number, **(given | words))
+
+
 def trade(taker: int, maker: int, sequence: int, lots: int = 10, **words: int) -> list[int]:
     given = {"w5": 100, "w6": lots, "w9": 7, "w13": maker << 32, "w15": -2} | words
     return execution(ExecutionKind.TRADE, taker, sequence, **{"side": Side.BUY, **given})
@@ -61,7 +67,7 @@ def funded(books: TestBooks) -> int:
     for owner in (1, 2):
         for asset, code in ((Asset.BASE, "BTC"), (Asset.QUOTE, "USDT")):
             books.deposit(owner, code, 10**9)
-            number = books.ledger.allot(books.new_id(), PAIR.pair, owner, asset, 10**8)
+            number = books.ledger.allot(books.new_id(), PAIR.pair, owner, asset, 10**8).number
             words = {"w5": int(asset), "w6": 10**8, "w7": 10**8}
             rows.append(moved(ExecutionKind.ALLOTTED, owner, number, number, **words))
     return books.ledger.settle(PAIR, rows_of(*rows), 0)
@@ -207,7 +213,7 @@ def test_money_in_flight_is_in_the_books_until_the_engine_says_so() -> None:
     with fresh_books() as books:
         books.open(1, PAIR)
         books.deposit(1, "BTC", 100)
-        number = books.ledger.allot(books.new_id(), PAIR.pair, 1, Asset.BASE, 60)
+        number = books.ledger.allot(books.new_id(), PAIR.pair, 1, Asset.BASE, 60).number
         assert (books.balance(user(1, "BTC")), books.balance(flight(1, "BTC"))) == (40, 60)
         words = {"w5": int(Asset.BASE), "w6": 60, "w7": 45, "w8": 15}
         row = moved(ExecutionKind.ALLOTTED, 1, 1, number, **words)
@@ -219,27 +225,34 @@ def test_a_refused_allotment_returns() -> None:
     with fresh_books() as books:
         books.open(1, PAIR)
         books.deposit(1, "BTC", 100)
-        number = books.ledger.allot(books.new_id(), PAIR.pair, 1, Asset.BASE, 60)
+        number = books.ledger.allot(books.new_id(), PAIR.pair, 1, Asset.BASE, 60).number
         row = moved(
-            ExecutionKind.REJECTED, 1, 1, number, reason=Reason.BALANCE_OVERFLOW, w5=1, w6=60
+            ExecutionKind.REJECTED,
+            1,
+            1,
+            number,
+            reason=Reason.BALANCE_OVERFLOW,
+            w5=1,
+            w6=60,
+            w9=CommandKind.ALLOT_FUNDS,
         )
         books.ledger.settle(PAIR, rows_of(row), 0)
         assert books.balance(user(1, "BTC")) == 100
 
 
-def test_an_order_refused_for_funds_resolves_nothing() -> None:
+def test_a_refused_amendment_that_looks_like_a_release_resolves_nothing() -> None:
     with fresh_books() as books:
         cursor = funded(books)
-        number = books.ledger.recall(books.new_id(), PAIR.pair, 1, Asset.BASE, 60)
+        number = books.ledger.recall(books.new_id(), PAIR.pair, 1, Asset.BASE, 60).number
         looks_alike = execution(
             ExecutionKind.REJECTED,
             1,
             10,
             reason=Reason.INSUFFICIENT_FUNDS,
-            side=Side.BUY,
             w4=number,
-            w5=1 | 1 << 32,
+            w5=1,
             w6=60,
+            w9=CommandKind.AMEND_ORDER,
         )
         books.ledger.settle(PAIR, rows_of(looks_alike), cursor)
         words = {"w5": 1, "w6": 60, "w7": 10**8 - 60}
@@ -285,6 +298,12 @@ def test_a_feed_applied_twice_changes_nothing() -> None:
         (moved(ExecutionKind.RELEASED, 2, 9, 5, w5=1, w6=60, w7=1), "the books gave"),
         (moved(ExecutionKind.RELEASED, 1, 9, 5, w5=2, w6=60, w7=1), "the books gave"),
         (moved(ExecutionKind.ALLOTTED, 1, 9, 5, w5=1, w6=60, w7=1), "the books gave"),
+        (refused(1, 9, 99, w5=1, w6=60), "never gave"),
+        (refused(1, 9, 1, w5=1, w6=60), "resolved already"),
+        (refused(2, 9, 5, w5=1, w6=60), "the books gave"),
+        (refused(1, 9, 5, w5=2, w6=60), "the books gave"),
+        (refused(1, 9, 5, w5=1, w6=61), "the books gave"),
+        (refused(1, 9, 5, w5=1, w6=60, w9=CommandKind.ALLOT_FUNDS), "the books gave"),
         (trade(1, 2, 3), "go back behind"),
     ],
 )
@@ -300,7 +319,7 @@ def test_an_engine_that_contradicts_the_books_is_named(row: list[int], sentence:
 def test_an_engine_that_holds_other_money_is_named() -> None:
     with fresh_books() as books:
         cursor = funded(books)
-        number = books.ledger.recall(books.new_id(), PAIR.pair, 1, Asset.BASE, 60)
+        number = books.ledger.recall(books.new_id(), PAIR.pair, 1, Asset.BASE, 60).number
         row = moved(ExecutionKind.RELEASED, 1, 9, number, w5=1, w6=60, w7=10**8 - 61)
         with pytest.raises(BooksDiffer, match=f"holds {10**8 - 61} and the books {10**8 - 60}"):
             books.ledger.settle(PAIR, rows_of(row), cursor)
@@ -358,14 +377,16 @@ def test_pairs_settle_side_by_side_with_shared_owners() -> None:
         for owner in (1, 2, 3):
             books.deposit(owner, "USDT", 10**9)
             for pair, rows in told.items():
-                number = books.ledger.allot(books.new_id(), pair, owner, Asset.QUOTE, 10**6)
+                number = books.ledger.allot(books.new_id(), pair, owner, Asset.QUOTE, 10**6).number
                 words = {"w5": 2, "w6": 10**6, "w7": 10**6}
                 rows.append(moved(ExecutionKind.ALLOTTED, owner, number, number, **words))
+        for spec in (PAIR, OTHER):
+            books.ledger.settle(spec, rows_of(*told[spec.pair]), 0)
         order = {PAIR.pair: (1, 2, 3) * 5, OTHER.pair: (3, 2, 1) * 5}
         for pair, owners in order.items():
             left = dict.fromkeys((1, 2, 3), 10**6)
             for owner in owners:
-                number = books.ledger.recall(books.new_id(), pair, owner, Asset.QUOTE, 10)
+                number = books.ledger.recall(books.new_id(), pair, owner, Asset.QUOTE, 10).number
                 left[owner] -= 10
                 words = {"w5": 2, "w6": 10, "w7": left[owner]}
                 told[pair].append(moved(ExecutionKind.RELEASED, owner, number, number, **words))
@@ -373,9 +394,9 @@ def test_pairs_settle_side_by_side_with_shared_owners() -> None:
 
         def settle(pair: str) -> None:
             try:
-                spec = PAIR if pair == PAIR.pair else OTHER
-                for place in range(0, len(told[pair]), 3):
-                    books.ledger.settle(spec, rows_of(*told[pair][place : place + 3]), place)
+                settling = PAIR if pair == PAIR.pair else OTHER
+                for place in range(3, len(told[pair]), 3):
+                    books.ledger.settle(settling, rows_of(*told[pair][place : place + 3]), place)
             except BaseException as error:
                 faults.append(error)
 
@@ -423,7 +444,7 @@ def test_an_impossible_allotment_is_refused_and_uses_no_number(
         with pytest.raises(Refused) as caught:
             books.ledger.allot(books.new_id(), PAIR.pair, owner, Asset.BASE, amount)
         assert reason_of(caught) == reason
-        assert books.ledger.allot(books.new_id(), PAIR.pair, 1, Asset.BASE, 1) == 1
+        assert books.ledger.allot(books.new_id(), PAIR.pair, 1, Asset.BASE, 1).number == 1
 
 
 def test_a_day_is_closed_once_and_after_its_end() -> None:

@@ -1,23 +1,24 @@
 """LedgerService without a network: every call, what it refuses, and a database that goes away."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 import grpc_testing
 import pytest
 
-from exchange.enums import Asset
-from exchange.v1 import enums_pb2, ledger_pb2
+from exchange.enums import Asset, ExecutionKind
+from exchange.service import ServerOptions, refusal_in
+from exchange.v1 import enums_pb2, ledger_pb2, ledger_pb2_grpc
 from ledgerd.chart import OwnerKind, Phase, Purpose, TransferKind
 from ledgerd.database import OWNER, SERVICE, EmbeddedPostgres, connect, migrate
 from ledgerd.follower import State, Status
 from ledgerd.ledger import Ledger
 from ledgerd.reserves.merkle import Leaf, Node, Step, proven
-from ledgerd.server import LedgerServicer
-from tests.books import PAIR, START_NS, TestBooks, fresh_books, server
-from tests.unit.test_ledgerd_ledger import funded, rows_of, trade
+from ledgerd.server import LedgerServer, LedgerServicer
+from tests.books import PAIR, START_NS, TestBooks, custody, fresh_books, server, user
+from tests.unit.test_ledgerd_ledger import funded, moved, rows_of, trade
 
 DESCRIPTOR = ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"]
 
@@ -28,6 +29,7 @@ class Door:
 
     books: TestBooks
     server: Any
+    servicer: Any = None
     older: str = ""
 
     def call(self, name: str, request: Any) -> tuple[Any, grpc.StatusCode, str]:
@@ -41,6 +43,18 @@ class Door:
         assert code == grpc.StatusCode.OK, details
         return answer
 
+    def reason(self, name: str, request: Any) -> tuple[str, str, str]:
+        """Return reason, field and value of a refusal, as they come over the network."""
+        served = LedgerServer(self.servicer, ServerOptions(port=0), threads=1)
+        with grpc.insecure_channel(f"127.0.0.1:{served.start()}") as channel:
+            stub = ledger_pb2_grpc.LedgerServiceStub(channel)
+            with pytest.raises(grpc.RpcError) as caught:
+                getattr(stub, name)(request, timeout=10)
+        served.stop()
+        info = refusal_in(caught.value)
+        assert info is not None
+        return info.reason, info.metadata.get("field", ""), info.metadata.get("value", "")
+
     def refused(self, name: str, request: Any) -> tuple[grpc.StatusCode, str]:
         answer, code, details = self.call(name, request)
         assert answer is None
@@ -50,6 +64,7 @@ class Door:
 def door_to(books: TestBooks, statuses: list[Status]) -> Door:
     door = Door(books, None)
     servicer = LedgerServicer(books.ledger, books.engine, lambda: statuses, lambda: door.older)
+    door.servicer = servicer
     clock = grpc_testing.strict_real_time()
     door.server = grpc_testing.server_from_dictionary({DESCRIPTOR: servicer}, clock)
     return door
@@ -72,10 +87,12 @@ def name(owner: int, asset: str, purpose: Purpose, pair: str = "") -> ledger_pb2
     )
 
 
-def deposit(number: int, owner: int, amount: int) -> ledger_pb2.NewTransfer:
+def credit(
+    number: int, owner: int, amount: int, kind: TransferKind = TransferKind.CORRECTION
+) -> ledger_pb2.NewTransfer:
     return ledger_pb2.NewTransfer(
         id=number.to_bytes(16, "big"),
-        kind=int(TransferKind.DEPOSIT),  # type: ignore[arg-type]
+        kind=int(kind),  # type: ignore[arg-type]
         phase=int(Phase.SINGLE),  # type: ignore[arg-type]
         legs=[
             ledger_pb2.TransferLeg(name=name(0, "BTC", Purpose.CUSTODY), amount_units=-amount),
@@ -84,12 +101,12 @@ def deposit(number: int, owner: int, amount: int) -> ledger_pb2.NewTransfer:
     )
 
 
-def test_a_deposit_from_account_to_statement(door: Door) -> None:
+def test_a_credit_from_account_to_statement(door: Door) -> None:
     door.books.open(1, PAIR)
     names = [name(5, "BTC", Purpose.TRADING), name(5, "BTC", Purpose.FUNDING)]
     opened = door.answer("OpenAccounts", ledger_pb2.OpenAccountsRequest(names=names))
     assert len(set(opened.account_ids)) == 2
-    request = ledger_pb2.PostTransfersRequest(transfers=[deposit(900, 5, 250_000_000)])
+    request = ledger_pb2.PostTransfersRequest(transfers=[credit(900, 5, 250_000_000)])
     first, second = door.answer("PostTransfers", request), door.answer("PostTransfers", request)
     assert not first.transfers[0].repeated
     assert second.transfers[0].repeated
@@ -162,7 +179,9 @@ def test_funds_for_an_engine_become_instructions(door: Door) -> None:
         amount_units=60,
     )
     for _ in range(2):
-        assert door.answer("AllotTradingFunds", request).transfer_number == 1
+        done = door.answer("AllotTradingFunds", request)
+        assert (done.transfer_number, done.trading_units) == (1, 40)
+    arrived(door, number=1, units=60)
     recall = ledger_pb2.RecallTradingFundsRequest(
         id=bytes(15) + b"\xef",
         pair=PAIR.pair,
@@ -171,10 +190,107 @@ def test_funds_for_an_engine_become_instructions(door: Door) -> None:
         amount_units=5,
     )
     assert door.answer("RecallTradingFunds", recall).transfer_number == 2
-    listed = door.answer("ListInstructions", ledger_pb2.ListInstructionsRequest(pair=PAIR.pair))
+    asked = ledger_pb2.ListInstructionsRequest(pair=PAIR.pair, from_number=1)
+    listed = door.answer("ListInstructions", asked)
     told = [(one.transfer_number, one.kind, one.amount_units) for one in listed.instructions]
     assert told == [(1, TransferKind.ALLOT, 60), (2, TransferKind.RELEASE, 5)]
+    assert [one.resolved for one in listed.instructions] == [True, False]
     assert {one.asset for one in listed.instructions} == {Asset.BASE}
+
+
+def arrived(door: Door, number: int, units: int) -> None:
+    row = moved(ExecutionKind.ALLOTTED, 1, 1, number, w5=int(Asset.BASE), w6=units, w7=units)
+    door.books.ledger.settle(PAIR, rows_of(row), 0)
+
+
+def allotment(number: int, owner: int, units: int) -> dict[str, Any]:
+    return {
+        "id": (700 + number).to_bytes(16, "big"),
+        "pair": PAIR.pair,
+        "owner_id": owner,
+        "asset": enums_pb2.ASSET_BASE,
+        "amount_units": units,
+    }
+
+
+def test_an_allotment_beyond_the_balance_says_what_there_is(door: Door) -> None:
+    door.books.open(1, PAIR)
+    door.books.deposit(1, "BTC", 100)
+    door.answer("AllotTradingFunds", ledger_pb2.AllotTradingFundsRequest(**allotment(1, 1, 60)))
+    request = ledger_pb2.AllotTradingFundsRequest(**allotment(2, 1, 41))
+    assert door.reason("AllotTradingFunds", request) == (
+        "INSUFFICIENT_FUNDS",
+        "trading_units",
+        "40",
+    )
+
+
+@pytest.mark.parametrize("owner", [0, -1, PAIR.account_capacity, 1 << 40])
+@pytest.mark.parametrize("call", ["AllotTradingFunds", "RecallTradingFunds"])
+def test_an_owner_whom_the_engine_has_no_room_for_is_refused(
+    door: Door, call: str, owner: int
+) -> None:
+    door.books.open(1, PAIR)
+    if owner == PAIR.account_capacity:
+        door.books.ledger.open_accounts([user(owner, "BTC")])
+        door.books.deposit(owner, "BTC", 100)
+    kind = getattr(ledger_pb2, f"{call}Request")
+    reason = door.reason(call, kind(**allotment(1, owner, 60)))
+    assert reason == ("ACCOUNT_BEYOND_ENGINE", "owner_id", str(owner))
+
+
+def test_money_is_not_asked_back_from_where_none_has_arrived(door: Door) -> None:
+    door.books.open(1, PAIR)
+    door.books.deposit(1, "BTC", 100)
+    recall = ledger_pb2.RecallTradingFundsRequest(**allotment(1, 1, 10))
+    assert door.reason("RecallTradingFunds", recall)[0] == "NEVER_ALLOTTED"
+    allot = ledger_pb2.AllotTradingFundsRequest(**allotment(2, 1, 60))
+    assert door.answer("AllotTradingFunds", allot).transfer_number == 1
+    # An engine may refuse what is on its way, and knows nobody then.
+    assert door.reason("RecallTradingFunds", recall)[0] == "NEVER_ALLOTTED"
+    arrived(door, number=1, units=60)
+    assert door.answer("RecallTradingFunds", recall).transfer_number == 2
+
+
+def test_a_pair_that_nobody_settles_here_is_given_nothing(door: Door) -> None:
+    door.books.open(1, PAIR)
+    door.books.deposit(1, "BTC", 100)
+    elsewhere = door_to(replace(door.books, ledger=Ledger(door.books.engine, door.books.clock)), [])
+    request = ledger_pb2.AllotTradingFundsRequest(**allotment(1, 1, 60))
+    assert elsewhere.reason("AllotTradingFunds", request)[0] == "PAIR_UNKNOWN"
+
+
+@pytest.mark.parametrize("kind", [TransferKind.DEPOSIT, TransferKind.WITHDRAWAL])
+def test_what_comes_in_or_goes_out_is_only_booked_by_the_custody_pipelines(
+    door: Door, kind: TransferKind
+) -> None:
+    door.books.open(1, PAIR)
+    door.books.deposit(1, "BTC", 100)
+    request = ledger_pb2.PostTransfersRequest(transfers=[credit(900, 1, 5, kind)])
+    assert door.reason("PostTransfers", request) == ("KIND_OF_CUSTODY", "kind", kind.name)
+    held = door.books.transfer(
+        (user(1, "BTC"), -5), (custody("BTC"), 5), kind=kind, phase=Phase.PENDING
+    )
+    door.books.ledger.post([held])
+    for phase in (Phase.POSTED, Phase.VOIDED):
+        for said in (kind, TransferKind.CORRECTION):
+            resolving = ledger_pb2.NewTransfer(
+                id=bytes(15) + b"\x99",
+                kind=int(said),  # type: ignore[arg-type]
+                phase=int(phase),  # type: ignore[arg-type]
+                pending_id=held.id.bytes,
+            )
+            request = ledger_pb2.PostTransfersRequest(transfers=[resolving])
+            expected = "KIND_OF_CUSTODY" if said == kind else "KIND_INVALID"
+            assert door.reason("PostTransfers", request)[0] == expected
+    assert door.books.balance(user(1, "BTC")) == 95
+
+
+def test_custody_accounts_are_moved_by_corrections_only(door: Door) -> None:
+    door.books.open(1, PAIR)
+    request = ledger_pb2.PostTransfersRequest(transfers=[credit(900, 1, 5, TransferKind.INTERNAL)])
+    assert door.reason("PostTransfers", request)[0] == "ACCOUNT_OF_CUSTODY"
+    assert door.books.balance(user(1, "BTC")) == 0
 
 
 def test_the_books_prove_themselves(door: Door) -> None:
@@ -269,7 +385,7 @@ def test_bad_requests_are_refused_with_a_sentence(
 
 
 def test_an_enum_from_the_future_is_refused(door: Door) -> None:
-    transfer = deposit(1, 1, 5)
+    transfer = credit(1, 1, 5)
     transfer.kind = 999  # type: ignore[assignment]
     code, details = door.refused(
         "PostTransfers", ledger_pb2.PostTransfersRequest(transfers=[transfer])
@@ -295,7 +411,7 @@ def test_a_database_that_goes_away_is_unavailable_and_comes_back() -> None:
         books = TestBooks("holdfast", engine, Ledger(engine, lambda: next(ticks)), None)  # type: ignore[arg-type]
         books.open(1, PAIR)
         door = door_to(books, [])
-        request = ledger_pb2.PostTransfersRequest(transfers=[deposit(7, 1, 5)])
+        request = ledger_pb2.PostTransfersRequest(transfers=[credit(7, 1, 5)])
         asked = ledger_pb2.ListBalancesRequest(owner_kind=ledger_pb2.OWNER_KIND_USER, owner_id=1)
         door.answer("PostTransfers", request)
         postgres.stop("immediate")
