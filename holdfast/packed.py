@@ -1,8 +1,7 @@
 """Batches as numpy arrays: the records that go out, the acknowledgements that come back.
 
-The layouts are those of `SubmitBatchesRequest` and `SubmitBatchesResponse` in
-protos/exchange/v1/order_entry.proto, asserted here offset by offset. Everything is integers:
-prices in ticks, quantities in lots.
+The layouts are those of `exchange.packed`. Everything is integers: prices in ticks, quantities
+in lots.
 """
 
 from typing import Any, Final
@@ -11,49 +10,42 @@ import numpy as np
 import numpy.typing as npt
 
 from exchange.enums import CommandKind, OrderType, SelfTradePrevention, Side, TimeInForce
-from exchange.records import C_CLIENT_ORDER_ID, C_ORDER_ID, C_PRICE, C_QUANTITY, C_VERB, Rows
+from exchange.packed import ACK_DTYPE, BATCH_LIMIT, RECORD_DTYPE, RECORD_VERSION
+from exchange.records import (
+    C_CLIENT_ORDER_ID,
+    C_ORDER_ID,
+    C_PRICE,
+    C_QUANTITY,
+    C_VERB,
+    COMMAND_FLAG_LEAVES,
+    COMMAND_FLAG_POST_ONLY,
+    Rows,
+)
+
+__all__ = [
+    "ACK_DTYPE",
+    "BATCH_LIMIT",
+    "FLAG_LEAVES",
+    "FLAG_POST_ONLY",
+    "RECORD_DTYPE",
+    "RECORD_VERSION",
+    "Acks",
+    "Records",
+    "acks_of",
+    "cancel_all",
+    "cancels",
+    "check_records",
+    "new_orders",
+    "records_of_commands",
+]
 
 Records = npt.NDArray[np.void]
 """(n,) of RECORD_DTYPE."""
 Acks = npt.NDArray[np.void]
 """(n,) of ACK_DTYPE."""
 
-RECORD_VERSION: Final = 1
-BATCH_LIMIT: Final = 8_192
-"""Most commands of one batch."""
-
-RECORD_DTYPE: Final = np.dtype(
-    [
-        ("client_order_id", "<i8"),
-        ("order_id", "<i8"),
-        ("quantity_lots", "<i8"),
-        ("price_ticks", "<u4"),
-        ("kind_side", "u1"),
-        ("order_type_time_in_force", "u1"),
-        ("self_trade_prevention", "u1"),
-        ("flags", "u1"),
-    ]
-)
-ACK_DTYPE: Final = np.dtype(
-    [
-        ("client_order_id", "<i8"),
-        ("order_id", "<i8"),
-        ("filled_lots", "<i8"),
-        ("leaves_lots", "<i8"),
-        ("last_number", "<i8"),
-        ("kind", "u1"),
-        ("reason", "u1"),
-        ("trade_count", "<u2"),
-        ("execution_count", "<u4"),
-    ]
-)
-assert RECORD_DTYPE.itemsize == 32
-assert ACK_DTYPE.itemsize == 48
-_OFFSETS: Final = {"price_ticks": 24, "kind_side": 28, "flags": 31}
-assert {name: RECORD_DTYPE.fields[name][1] for name in _OFFSETS} == _OFFSETS  # type: ignore[index]
-
-FLAG_POST_ONLY: Final = 1
-FLAG_LEAVES: Final = 2
+FLAG_POST_ONLY: Final = COMMAND_FLAG_POST_ONLY
+FLAG_LEAVES: Final = COMMAND_FLAG_LEAVES
 """AMEND: the quantity given is what shall be left open, not the whole order's."""
 
 

@@ -22,7 +22,6 @@ import numpy as np
 
 from engine.durability.execution_reader import ExecutionLogReader
 from engine.entry.batches import (
-    ACK_WORDS,
     FOLD_ACKED,
     FOLD_OPEN,
     FOLD_WORDS,
@@ -32,6 +31,7 @@ from engine.entry.batches import (
 )
 from engine.entry.order_index import OrderIndex
 from exchange.intake import INBOX_CAPACITY
+from exchange.packed import ACK_WORDS
 from exchange.records import Rows
 
 ACK_CAPACITY: Final = 2 * INBOX_CAPACITY

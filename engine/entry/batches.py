@@ -2,8 +2,7 @@
 
 A batch is an array of 32-byte records, checked and widened to 64-byte command rows straight into
 the inbox ring by one compiled pass; the acknowledgements are folded from the execution log into an
-array by position in the ring by another. Layouts: `SubmitBatchesRequest` and
-`SubmitBatchesResponse` in protos/exchange/v1/order_entry.proto.
+array by position in the ring by another. Layouts: `exchange.packed`.
 
 Invariants: a trader's door lets only NEW_ORDER, CANCEL_ORDER, AMEND_ORDER and CANCEL_ALL pass, any
 other kind reaches the engine as kind 0 and is refused there; what a kind does not use is zero, so
@@ -20,6 +19,19 @@ import numpy.typing as npt
 
 from exchange.compiled import kernel
 from exchange.enums import CommandKind, ExecutionKind, SelfTradePrevention
+from exchange.packed import (
+    ACK_CLIENT_ORDER_ID,
+    ACK_FILLED,
+    ACK_LAST_NUMBER,
+    ACK_LEAVES,
+    ACK_ORDER_ID,
+    ACK_VERB,
+    ACK_WORDS,
+    BATCH_LIMIT,
+    RECORD_BYTES,
+    RECORD_VERSION,
+    RECORD_WORDS,
+)
 from exchange.records import (
     COMMAND_FLAG_LEAVES,
     COMMAND_FLAG_POST_ONLY,
@@ -37,50 +49,6 @@ from exchange.records import (
 )
 from exchange.refusal import Refusal
 from exchange.v1 import order_entry_pb2
-
-RECORD_VERSION: Final = 1
-RECORD_WORDS: Final = 4
-RECORD_BYTES: Final = 32
-ACK_WORDS: Final = 6
-ACK_BYTES: Final = 48
-BATCH_LIMIT: Final = 8_192
-"""Most commands of one batch: 256 KiB in, 384 KiB out, a quarter of an inbox."""
-
-ACK_CLIENT_ORDER_ID: Final = 0
-ACK_ORDER_ID: Final = 1
-ACK_FILLED: Final = 2
-ACK_LEAVES: Final = 3
-ACK_LAST_NUMBER: Final = 4
-ACK_VERB: Final = 5
-"""kind u8 | reason u8 | trades u16 | executions u32"""
-
-RECORD_DTYPE: Final = np.dtype(
-    [
-        ("client_order_id", "<i8"),
-        ("order_id", "<i8"),
-        ("quantity_lots", "<i8"),
-        ("price_ticks", "<u4"),
-        ("kind_side", "u1"),
-        ("order_type_time_in_force", "u1"),
-        ("prevention", "u1"),
-        ("flags", "u1"),
-    ]
-)
-ACK_DTYPE: Final = np.dtype(
-    [
-        ("client_order_id", "<i8"),
-        ("order_id", "<i8"),
-        ("filled_lots", "<i8"),
-        ("leaves_lots", "<i8"),
-        ("last_number", "<i8"),
-        ("kind", "u1"),
-        ("reason", "u1"),
-        ("trade_count", "<u2"),
-        ("execution_count", "<u4"),
-    ]
-)
-assert RECORD_DTYPE.itemsize == RECORD_BYTES == 8 * RECORD_WORDS
-assert ACK_DTYPE.itemsize == ACK_BYTES == 8 * ACK_WORDS
 
 NO_POSITION: Final = -1
 FOLD_ACKED: Final = 0

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from engine.durability.execution_reader import ExecutionsPruned
 from engine.entry.answers import Follower
-from engine.entry.batches import RECORD_VERSION, records_of_message
+from engine.entry.batches import records_of_message
 from engine.entry.process import EntryProcess
 from engine.entry.reports import executions_of, order_of
 from engine.order_entry import (
@@ -25,6 +25,7 @@ from engine.order_entry import (
     cancel_command,
     submit_command,
 )
+from exchange.packed import RECORD_VERSION
 from exchange.records import Rows
 from exchange.refusal import Code, Refusal, Refused
 from exchange.service import Context

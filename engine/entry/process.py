@@ -19,7 +19,6 @@ from typing import Any, Final
 
 from engine.durability.execution_reader import ExecutionLogReader, LogMissing, confirm, consumers
 from engine.entry.answers import Follower
-from engine.entry.batches import ACK_LAST_NUMBER, ACK_VERB
 from engine.entry.config import EntryConfig
 from engine.entry.inbox import Inbox
 from engine.entry.order_index import OrderIndex, newest_index, write_snapshot
@@ -29,6 +28,7 @@ from engine.order_entry import EXECUTIONS_LIMIT, Command, disconnect_command
 from exchange.book_layout import STATE_READY
 from exchange.doorbell import Doorbell, fall_asleep, wake_up
 from exchange.ownership import SegmentMissing
+from exchange.packed import ACK_LAST_NUMBER, ACK_VERB
 from exchange.records import Rows
 from exchange.refusal import Code, Refusal, Refused
 from exchange.ring import PRODUCER_ASLEEP

@@ -7,19 +7,10 @@ arrays, so the rows here are read-only where those of the log are.
 
 import numpy as np
 
-from engine.entry.batches import (
-    ACK_WORDS,
-    BATCH_LIMIT,
-    FOLD_WORDS,
-    RECORD_BYTES,
-    RECORD_WORDS,
-    copy_acks,
-    expand_records,
-    fold_acks,
-    records_of,
-)
+from engine.entry.batches import FOLD_WORDS, copy_acks, expand_records, fold_acks, records_of
 from engine.entry.order_index import OrderIndex
 from engine.entry.reports import rows_of_account
+from exchange.packed import ACK_WORDS, BATCH_LIMIT, RECORD_BYTES, RECORD_WORDS
 from exchange.records import COMMAND_WORDS, EXECUTION_WORDS
 
 

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine.entry import batches
 from exchange.enums import ExecutionKind
 from exchange.instrument import AMOUNT_LIMIT_UNITS
 from exchange.records import EXECUTION_WORDS, Rows, kind_of
@@ -199,13 +198,3 @@ def test_report_hashes_through_grpc(flow: flash1.Flash1Recording, pair: Pair) ->
     trades = int((kind_of(executions) == ExecutionKind.TRADE).sum())
     assert int(acks["trade_count"].sum()) == trades
     print(f"{len(acks):,} commands, {trades:,} trades through gRPC")
-
-
-def test_both_sides_agree_on_the_packed_layouts() -> None:
-    for ours, theirs in (
-        (packed.RECORD_DTYPE, batches.RECORD_DTYPE),
-        (packed.ACK_DTYPE, batches.ACK_DTYPE),
-    ):
-        assert [field[1:] for field in ours.descr] == [field[1:] for field in theirs.descr]
-    assert packed.BATCH_LIMIT == batches.BATCH_LIMIT
-    assert packed.RECORD_VERSION == batches.RECORD_VERSION

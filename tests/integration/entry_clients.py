@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
-from engine.entry.batches import ACK_DTYPE, RECORD_DTYPE
+from exchange.packed import ACK_DTYPE, RECORD_DTYPE
 from exchange.service import refusal_in
 from exchange.v1 import enums_pb2 as enums
 from exchange.v1 import (

@@ -19,7 +19,7 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine.entry.batches import RECORD_DTYPE
+from exchange.packed import RECORD_DTYPE
 from exchange.v1 import (
     enums_pb2,
     market_data_pb2,

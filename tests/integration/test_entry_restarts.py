@@ -12,9 +12,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.durability.execution_reader import ExecutionLogReader
 from engine.durability.journal import Journal
-from engine.entry.batches import BATCH_LIMIT
 from engine.entry.inbox import SINGLE_ROOM
 from exchange.intake import INBOX_CAPACITY
+from exchange.packed import BATCH_LIMIT
 from exchange.records import C_SOURCE, E_SOURCE, SOURCE_SHIFT
 from exchange.segment import hash_of
 from exchange.v1 import enums_pb2 as enums

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.durability.execution_reader import ExecutionLogReader
-from engine.entry.batches import BATCH_LIMIT
+from exchange.packed import BATCH_LIMIT
 from exchange.records import EXECUTION_WORDS
 from exchange.v1 import enums_pb2 as enums
 from exchange.v1 import (

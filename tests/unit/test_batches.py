@@ -9,15 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.entry.batches import (
-    ACK_DTYPE,
-    ACK_WORDS,
-    BATCH_LIMIT,
     FOLD_ACKED,
     FOLD_OPEN,
     FOLD_WORDS,
     NO_POSITION,
-    RECORD_BYTES,
-    RECORD_DTYPE,
     copy_acks,
     expand_records,
     fold_acks,
@@ -35,6 +30,7 @@ from engine.order_entry import (
 from exchange import records as words
 from exchange.enums import CommandKind, ExecutionKind, Reason
 from exchange.instrument import Instrument
+from exchange.packed import ACK_DTYPE, ACK_WORDS, BATCH_LIMIT, RECORD_BYTES, RECORD_DTYPE
 from exchange.records import COMMAND_WORDS, EXECUTION_WORDS, Rows, source
 from exchange.refusal import Refusal
 from exchange.units import lots_to_quantity, ticks_to_price, units_to_amount
@@ -106,7 +102,7 @@ def test_a_limit_order_has_the_same_row_through_both_doors(
         price_ticks=price,
         kind_side=CommandKind.NEW_ORDER | side << 4,
         order_type_time_in_force=1 | time_in_force << 4,
-        prevention=prevention,
+        self_trade_prevention=prevention,
         flags=int(post_only),
     )
     same(packed, submit_command(INSTRUMENT, ACCOUNT, request))
@@ -141,7 +137,7 @@ def test_changes_and_cancels_have_the_same_row_through_both_doors(
     order_id: int, client_order_id: int, quantity: int, price: int
 ) -> None:
     named: dict[str, Any] = {"order_id": order_id, "client_order_id": client_order_id}
-    noise = {"order_type_time_in_force": 0x21, "prevention": 3, "price_ticks": price}
+    noise = {"order_type_time_in_force": 0x21, "self_trade_prevention": 3, "price_ticks": price}
     cancel = order_entry_pb2.CancelOrderRequest(**named)
     same(
         record(kind_side=CommandKind.CANCEL_ORDER | 1 << 4, **named, **noise),
@@ -221,7 +217,7 @@ def test_columns_are_the_same_commands_as_records(content: bytes) -> None:
         sides=(batch["kind_side"] >> 4).tolist(),
         order_types=(batch["order_type_time_in_force"] & 0xF).tolist(),
         times_in_force=(batch["order_type_time_in_force"] >> 4).tolist(),
-        self_trade_preventions=batch["prevention"].tolist(),
+        self_trade_preventions=batch["self_trade_prevention"].tolist(),
         flags=batch["flags"].tolist(),
         prices_ticks=batch["price_ticks"].tolist(),
         quantities_lots=batch["quantity_lots"].tolist(),
