@@ -15,89 +15,50 @@ A reversed deposit freezes its owner's withdrawals until the chain has it again 
 decided. It is told with CRITICAL and as an alarm in the journal.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable
+from functools import partial
+from typing import Final
 from uuid import UUID, uuid5
 
 from exchange.refusal import Code, Refusal, Refused
 from ledgerd.books.commit import Connection
-from ledgerd.chart import BOUND_UNITS, EXCHANGE_OWNER, AccountName, OwnerKind, Phase, Purpose
-from ledgerd.chart import TransferKind as Kind
+from ledgerd.chart import BOUND_UNITS, OwnerKind
 from ledgerd.custody.adapter import Custody, Incoming
+from ledgerd.custody.bookings import (
+    DEPOSIT_COLUMNS,
+    STEPS,
+    Deposit,
+    alarm_once,
+    claimed,
+    deposit_of,
+    insert,
+    lost,
+)
 from ledgerd.custody.deposit_rules import DepositState, DepositStep, next_step
 from ledgerd.custody.journal import (
     TRANSFERS,
-    Change,
     MoneyBooks,
     Step,
-    Subject,
     digest_of,
     funding,
     text_refusal,
-    transfer_id,
 )
+from ledgerd.custody.rounds import Rows
 from ledgerd.custody.withdrawal_rules import Policy, judge_owner
 
 NOTICE_BATCH: Final = 500
-LOOK_LIMIT: Final = 10_000
-"""So many open deposits are asked about in one sweep."""
+RETRY_LIMIT: Final = 1_000
+"""So many notices may wait to be looked at again; then no more are read."""
+LOOK_LIMIT: Final = 1_000
+"""So many open deposits are asked about in one sweep, and so many that are only watched."""
+_MOVING: Final = (DepositState.SEEN, DepositState.REVERSED, DepositState.UNCLAIMED)
 STEP_LIMIT: Final = 8
 """More steps than a look can need: hold and credit, or reverse and restore."""
-SERVICE_ACTOR: Final = "ledgerd"
-_COLUMNS: Final = (
-    "id, transaction_id, output_index, asset, address, owner_kind, owner_id, amount_units, state,"
-    " attempt, withheld_units, shortfall_units, seen_ns, changed_ns"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Deposit:
-    """A deposit as the books have it."""
-
-    id: UUID
-    transaction_id: str
-    output_index: int
-    asset: str
-    address: str
-    owner_kind: OwnerKind
-    owner_id: int
-    amount_units: int
-    state: DepositState
-    attempt: int = 0
-    withheld_units: int = 0
-    shortfall_units: int = 0
-    seen_ns: int = 0
-    changed_ns: int = 0
-
-    @property
-    def content(self) -> bytes:
-        """Return the digest of what never changes."""
-        return digest_of(
-            *(self.id, self.transaction_id, self.output_index, self.asset, self.address),
-            *(int(self.owner_kind), self.owner_id, self.amount_units),
-        )
-
-    @property
-    def holding(self) -> UUID:
-        """Return the id of the pending transfer of the current attempt."""
-        return transfer_id(self.id, f"hold {self.attempt}")
-
-    @property
-    def resolving(self) -> UUID:
-        """Return the id of the transfer that resolves the current attempt."""
-        return transfer_id(self.id, f"resolve {self.attempt}")
 
 
 def deposit_id(custodian: str, transaction_id: str, output_index: int) -> UUID:
     """Return the id of the deposit that a payment is."""
     return uuid5(TRANSFERS, f"deposit {custodian} {transaction_id} {output_index}")
-
-
-def _deposit(row: Sequence[Any]) -> Deposit:
-    made, transaction, index, asset, address, kind, owner, amount, state, *rest = row
-    payment = made, transaction, index, asset, address
-    return Deposit(*payment, OwnerKind(kind), owner, amount, DepositState(state), *rest)
 
 
 class Deposits:
@@ -110,6 +71,12 @@ class Deposits:
         self._custody = custody
         self._policy = policy
         self._custodian = custodian
+        self.notices = Rows("the payment of deposit")
+        self.open = Rows("deposit")
+        self.watched = Rows("deposit")
+        self._ahead = -1
+        """The next notice to read; what is before it and was not looked at is in `_again`."""
+        self._again: dict[int, tuple[str, int]] = {}
 
     # Addresses.
 
@@ -151,46 +118,82 @@ class Deposits:
     def follow(self) -> int:
         """Look at what the custodian announced since the last time; return how many notices.
 
-        The cursor moves after the looks: a crash in between looks again.
+        The cursor that is kept never passes a notice whose look failed: it is tried again, and
+        by whoever starts next. A crash before the cursor moved looks again, which does no harm.
         """
+        if self._ahead < 0:
+            self._ahead = self._books.read(self._cursor)
+        for number, payment in list(self._again.items()):
+            if self._looked(payment):
+                del self._again[number]
+        room = RETRY_LIMIT - len(self._again)
+        notices = self._custody.notices(self._ahead, min(NOTICE_BATCH, room)) if room > 0 else ()
+        numbers = {(one.transaction_id, one.output_index): one.number for one in notices}
+        self._again |= {
+            number: payment for payment, number in numbers.items() if not self._looked(payment)
+        }
+        self._ahead = max((one.number + 1 for one in notices), default=self._ahead)
+        self._keep(min(self._again, default=self._ahead))
+        return len(notices)
 
-        def cursor(connection: Connection) -> int:
-            query = "SELECT cursor FROM custody_cursors WHERE name = %s"
-            row = connection.execute(query, (self._custodian,)).fetchone()
-            return 0 if row is None else int(row[0])
+    def _looked(self, payment: tuple[str, int]) -> bool:
+        made = deposit_id(self._custodian, *payment)
+        self.notices.each([payment], lambda _: made, lambda one: self.look(*one) is not None)
+        return made not in self.notices.troubles
 
-        start = self._books.read(cursor)
-        notices = self._custody.notices(start, NOTICE_BATCH)
-        for payment in dict.fromkeys((one.transaction_id, one.output_index) for one in notices):
-            self.look(*payment)
-        if notices:
-            end = max(one.number for one in notices) + 1
+    def _cursor(self, connection: Connection) -> int:
+        query = "SELECT cursor FROM custody_cursors WHERE name = %s"
+        row = connection.execute(query, (self._custodian,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def _keep(self, cursor: int) -> None:
+        if cursor > self._books.read(self._cursor):
             self._books.done(
                 lambda step: step.write(
                     "INSERT INTO custody_cursors VALUES (%s, %s) ON CONFLICT (name)"
                     " DO UPDATE SET cursor = greatest(custody_cursors.cursor, excluded.cursor)",
-                    *(self._custodian, end),
+                    *(self._custodian, cursor),
                 )
             )
-        return len(notices)
 
     def sweep(self) -> int:
-        """Look at every deposit that may still change, told or not; return how many."""
+        """Look at deposits that may still change, told or not; return how many did.
+
+        Those that move have a turn of their own beside those that are only watched for a
+        reorganisation, so that a week of credited deposits does not delay a new one.
+        """
         since_ns = self._books.clock() - self._policy.watch_ns
+        moving = [int(state) for state in _MOVING]
+        resting = [int(state) for state in DepositState if state not in _MOVING]
+        given: list[tuple[Rows, str, tuple[object, ...]]] = [
+            (self.open, "state = ANY(%s)", (moving,)),
+            (self.watched, "state = ANY(%s) AND changed_ns >= %s", (resting, since_ns)),
+        ]
+        count = 0
+        for rows, condition, values in given:
+            query = f"SELECT {DEPOSIT_COLUMNS} FROM deposits WHERE {condition}"
+            page = partial(rows.page, query=query, values=values, limit=LOOK_LIMIT)
+            found = self._books.read(page)
+            deposits = [deposit_of(row) for row in found]
+            count += rows.each(deposits, lambda deposit: deposit.id, self._moved)
+        return count
 
-        def work(connection: Connection) -> list[tuple[str, int]]:
-            query = (
-                "SELECT transaction_id, output_index FROM deposits"
-                " WHERE state = ANY(%s) OR changed_ns >= %s ORDER BY changed_ns LIMIT %s"
-            )
-            moving = [DepositState.SEEN, DepositState.REVERSED, DepositState.UNCLAIMED]
-            given = ([int(state) for state in moving], since_ns, LOOK_LIMIT)
-            return [(str(row[0]), int(row[1])) for row in connection.execute(query, given)]
-
-        open_ones = self._books.read(work)
-        for payment in open_ones:
-            self.look(*payment)
-        return len(open_ones)
+    def _moved(self, deposit: Deposit) -> bool:
+        """Take a deposit further if the chain says so; ask that first, without the books' lock."""
+        incoming = self._custody.incoming(deposit.transaction_id, deposit.output_index)
+        if incoming is None:
+            return False
+        said = (incoming.asset, incoming.address, incoming.amount_units)
+        needed = self._policy.confirmations_needed(deposit.asset)
+        todo = next_step(deposit.state, incoming.confirmations, needed, asset_fits=True)
+        if todo == DepositStep.NONE and said == (
+            deposit.asset,
+            deposit.address,
+            deposit.amount_units,
+        ):
+            return False
+        self.look(deposit.transaction_id, deposit.output_index)
+        return todo != DepositStep.NONE
 
     def look(self, transaction_id: str, output_index: int) -> Deposit | None:
         """Bring one deposit to where the chain says it is; None if it is no deposit of ours."""
@@ -208,22 +211,22 @@ class Deposits:
         made = deposit_id(self._custodian, incoming.transaction_id, incoming.output_index)
 
         def work(step: Step) -> tuple[bool, Deposit | None]:
-            row = step.row(f"SELECT {_COLUMNS} FROM deposits WHERE id = %s FOR UPDATE", made)
-            deposit = self._new(step, incoming, made) if row is None else _deposit(row)
+            row = step.row(f"SELECT {DEPOSIT_COLUMNS} FROM deposits WHERE id = %s FOR UPDATE", made)
+            deposit = self._new(step, incoming, made) if row is None else deposit_of(row)
             if deposit is None:
                 return False, None
             said = (incoming.asset, incoming.address, incoming.amount_units)
             if said != (deposit.asset, deposit.address, deposit.amount_units):
                 reason = f"the custodian now says {said} of a payment that was something else"
-                _alarm_once(step, deposit.id, reason, deposit.content)
+                alarm_once(step, deposit.id, reason, deposit.content)
                 return False, deposit
             fits = self._fits(step, deposit)
             todo = next_step(deposit.state, incoming.confirmations, needed, asset_fits=fits)
             if todo == DepositStep.NONE:
                 return False, None if deposit.state == DepositState.UNSPECIFIED else deposit
             if row is None:
-                _insert(step, deposit)
-            return True, _STEPS[todo](step, deposit, incoming.confirmations)
+                insert(step, deposit)
+            return True, STEPS[todo](step, deposit, incoming.confirmations)
 
         return work
 
@@ -247,7 +250,7 @@ class Deposits:
         elif not 0 < incoming.amount_units <= BOUND_UNITS // 2:
             fault = f"AMOUNT_OUT_OF_RANGE: {incoming.amount_units} units"
         if fault or owner is None:
-            _alarm_once(step, made, fault, digest_of(made, incoming.transaction_id))
+            alarm_once(step, made, fault, digest_of(made, incoming.transaction_id))
             return None
         return Deposit(
             id=made,
@@ -267,11 +270,11 @@ class Deposits:
 
     def claim(self, subject: UUID, actor: str) -> Deposit:
         """Credit a deposit of another asset than its address was given for."""
-        return self._decided(subject, actor, DepositState.UNCLAIMED, _credit)
+        return self._decided(subject, actor, DepositState.UNCLAIMED, claimed)
 
     def write_off(self, subject: UUID, actor: str) -> Deposit:
         """Take a reversed deposit out of the books; what is missing comes from insurance."""
-        return self._decided(subject, actor, DepositState.REVERSED, _lose)
+        return self._decided(subject, actor, DepositState.REVERSED, lost)
 
     def _decided(
         self,
@@ -285,11 +288,13 @@ class Deposits:
             raise Refused(refusal)
 
         def work(step: Step) -> Deposit:
-            row = step.row(f"SELECT {_COLUMNS} FROM deposits WHERE id = %s FOR UPDATE", subject)
+            row = step.row(
+                f"SELECT {DEPOSIT_COLUMNS} FROM deposits WHERE id = %s FOR UPDATE", subject
+            )
             if row is None:
                 sentence = f"there is no deposit {subject}"
                 raise Refused(Refusal(Code.NOT_FOUND, "DEPOSIT_UNKNOWN", sentence))
-            deposit = _deposit(row)
+            deposit = deposit_of(row)
             if deposit.state != expected:
                 sentence = f"deposit {subject} is {deposit.state.name}, not {expected.name}"
                 raise Refused(Refusal(Code.FAILED_PRECONDITION, "DEPOSIT_STATE", sentence))
@@ -301,161 +306,27 @@ class Deposits:
 
     def get(self, subject: UUID) -> Deposit | None:
         """Return a deposit."""
-        query = f"SELECT {_COLUMNS} FROM deposits WHERE id = %s"
+        query = f"SELECT {DEPOSIT_COLUMNS} FROM deposits WHERE id = %s"
 
         def work(connection: Connection) -> Deposit | None:
             row = connection.execute(query, (subject,)).fetchone()
-            return None if row is None else _deposit(row)
+            return None if row is None else deposit_of(row)
 
         return self._books.read(work)
 
-    def of_owner(self, owner_id: int, limit: int = 100) -> list[Deposit]:
-        """Return an owner's newest deposits."""
+    def of_owner(
+        self, owner_id: int, limit: int = 100, before: tuple[int, UUID] | None = None
+    ) -> list[Deposit]:
+        """Return an owner's newest deposits, or those before a time and id."""
         query = (
-            f"SELECT {_COLUMNS} FROM deposits WHERE owner_id = %s ORDER BY seen_ns DESC LIMIT %s"
+            f"SELECT {DEPOSIT_COLUMNS} FROM deposits WHERE owner_id = %s"
+            " AND (%s::bigint IS NULL OR (seen_ns, id) < (%s, %s))"
+            " ORDER BY seen_ns DESC, id DESC LIMIT %s"
         )
+        time_ns, made = before or (None, None)
 
         def work(connection: Connection) -> list[Deposit]:
-            return [_deposit(row) for row in connection.execute(query, (owner_id, limit))]
+            given = (owner_id, time_ns, time_ns, made, limit)
+            return [deposit_of(row) for row in connection.execute(query, given)]
 
         return self._books.read(work)
-
-
-def custody_account(asset: str) -> AccountName:
-    """Name what the custodian holds for us, as a debt: at or below zero."""
-    return AccountName(OwnerKind.EXCHANGE, EXCHANGE_OWNER, Purpose.CUSTODY, asset)
-
-
-def is_frozen(step: Step, owner_id: int) -> bool:
-    """Say whether a deposit of an owner stands reversed."""
-    query = "SELECT 1 FROM deposits WHERE owner_id = %s AND state = %s LIMIT 1"
-    return step.row(query, owner_id, int(DepositState.REVERSED)) is not None
-
-
-def _alarm_once(step: Step, subject: UUID, reason: str, content: bytes) -> None:
-    query = "SELECT 1 FROM money_events WHERE subject = %s AND reason = %s"
-    if step.row(query, subject, reason[:200]) is None:
-        step.record(
-            Change(subject, Subject.NOTICE, 0, 0, SERVICE_ACTOR, reason[:200], content, alarm=True)
-        )
-
-
-def _insert(step: Step, deposit: Deposit) -> None:
-    marks = ", ".join(["%s"] * 14)
-    step.write(
-        f"INSERT INTO deposits ({_COLUMNS}) VALUES ({marks})",
-        *(deposit.id, deposit.transaction_id, deposit.output_index, deposit.asset),
-        *(deposit.address, int(deposit.owner_kind), deposit.owner_id, deposit.amount_units),
-        *(int(deposit.state), 0, 0, 0, deposit.seen_ns, deposit.changed_ns),
-    )
-
-
-def _changed(
-    step: Step,
-    deposit: Deposit,
-    state: DepositState,
-    reason: str,
-    *,
-    actor: str = SERVICE_ACTOR,
-    alarm: bool = False,
-    withheld: tuple[int, int] = (0, 0),
-    attempt: int | None = None,
-) -> Deposit:
-    number = deposit.attempt if attempt is None else attempt
-    step.write(
-        "UPDATE deposits SET state = %s, attempt = %s, withheld_units = %s, shortfall_units = %s,"
-        " changed_ns = %s WHERE id = %s",
-        *(int(state), number, *withheld, step.now_ns, deposit.id),
-    )
-    kind, content = Subject.DEPOSIT, deposit.content
-    step.record(Change(deposit.id, kind, deposit.state, state, actor, reason, content, alarm=alarm))
-    row = step.row(f"SELECT {_COLUMNS} FROM deposits WHERE id = %s", deposit.id)
-    assert row is not None
-    return _deposit(row)
-
-
-def _target(deposit: Deposit) -> AccountName:
-    return funding(deposit.owner_kind, deposit.owner_id, deposit.asset)
-
-
-def _hold(step: Step, deposit: Deposit, confirmations: int) -> Deposit:
-    source, target = custody_account(deposit.asset), _target(deposit)
-    step.open(source, target)
-    attempt = deposit.attempt + 1
-    held = transfer_id(deposit.id, f"hold {attempt}")
-    step.hold(held, Kind.DEPOSIT, source, target, deposit.amount_units)
-    reason = f"in a block, {confirmations} confirmations"
-    again = deposit.state == DepositState.LOST
-    return _changed(step, deposit, DepositState.SEEN, reason, attempt=attempt, alarm=again)
-
-
-def _credited(step: Step, deposit: Deposit, confirmations: int) -> Deposit:
-    step.resolve(deposit.resolving, deposit.holding, Kind.DEPOSIT, Phase.POSTED)
-    return _changed(step, deposit, DepositState.CREDITED, f"{confirmations} confirmations")
-
-
-def _credit(step: Step, deposit: Deposit, actor: str) -> Deposit:
-    step.resolve(deposit.resolving, deposit.holding, Kind.DEPOSIT, Phase.POSTED)
-    return _changed(step, deposit, DepositState.CREDITED, "claimed", actor=actor)
-
-
-def _void(step: Step, deposit: Deposit, _confirmations: int) -> Deposit:
-    step.resolve(deposit.resolving, deposit.holding, Kind.DEPOSIT, Phase.VOIDED)
-    return _changed(step, deposit, DepositState.VOIDED, "no longer in a block")
-
-
-def _reverse(step: Step, deposit: Deposit, confirmations: int) -> Deposit:
-    source = _target(deposit)
-    withheld = min(step.balance(source), deposit.amount_units)
-    shortfall = deposit.amount_units - withheld
-    attempt = deposit.attempt + 1
-    if withheld:
-        held = transfer_id(deposit.id, f"hold {attempt}")
-        step.hold(held, Kind.CORRECTION, source, custody_account(deposit.asset), withheld)
-    return _changed(
-        step,
-        deposit,
-        DepositState.REVERSED,
-        f"credited, and now with {confirmations} confirmations: {withheld} withheld, {shortfall}"
-        " no longer there",
-        alarm=True,
-        withheld=(withheld, shortfall),
-        attempt=attempt,
-    )
-
-
-def _restore(step: Step, deposit: Deposit, confirmations: int) -> Deposit:
-    if deposit.withheld_units:
-        step.resolve(deposit.resolving, deposit.holding, Kind.CORRECTION, Phase.VOIDED)
-    reason = f"back with {confirmations} confirmations"
-    return _changed(step, deposit, DepositState.CREDITED, reason)
-
-
-def _lose(step: Step, deposit: Deposit, actor: str) -> Deposit:
-    custody = custody_account(deposit.asset)
-    if deposit.withheld_units:
-        step.resolve(deposit.resolving, deposit.holding, Kind.CORRECTION, Phase.POSTED)
-    if deposit.shortfall_units:
-        insurance = AccountName(
-            OwnerKind.EXCHANGE, EXCHANGE_OWNER, Purpose.INSURANCE, deposit.asset
-        )
-        made = transfer_id(deposit.id, f"insurance {deposit.attempt}")
-        step.open(insurance)
-        step.move(made, Kind.CORRECTION, insurance, custody, deposit.shortfall_units)
-    units = f"{deposit.withheld_units} from the owner, {deposit.shortfall_units} from insurance"
-    return _changed(step, deposit, DepositState.LOST, f"written off: {units}", actor=actor)
-
-
-def _unclaim(step: Step, deposit: Deposit, _confirmations: int) -> Deposit:
-    reason = f"ASSET_WRONG: {deposit.asset} sent to an address of another asset"
-    return _changed(step, deposit, DepositState.UNCLAIMED, reason, alarm=True)
-
-
-_STEPS: Final[dict[DepositStep, Callable[[Step, Deposit, int], Deposit]]] = {
-    DepositStep.HOLD: _hold,
-    DepositStep.CREDIT: _credited,
-    DepositStep.VOID: _void,
-    DepositStep.REVERSE: _reverse,
-    DepositStep.RESTORE: _restore,
-    DepositStep.UNCLAIM: _unclaim,
-}

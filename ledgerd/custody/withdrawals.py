@@ -13,40 +13,45 @@ The pending transfer has no expiry of its own: once the custodian may have been 
 must not give the money back. Waiting for approvals expires here instead.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from exchange.refusal import Code, Refusal, Refused
 from ledgerd.books.commit import Connection
-from ledgerd.chart import EXCHANGE_OWNER, TRADERS, AccountName, OwnerKind, Phase, Purpose
 from ledgerd.chart import TransferKind as Kind
-from ledgerd.custody.adapter import Custody, CustodyUnavailable, Payout, PayoutState
-from ledgerd.custody.deposits import custody_account, is_frozen
+from ledgerd.custody.adapter import Custody, Payout, PayoutState
+from ledgerd.custody.bookings import (
+    SERVICE_ACTOR,
+    WITHDRAWAL_COLUMNS,
+    ContentChanged,
+    Withdrawal,
+    approvals_of,
+    custody_account,
+    facts_of,
+    happened,
+    is_frozen,
+    locked,
+    withdrawal_of,
+)
 from ledgerd.custody.journal import (
     Change,
     MoneyBooks,
     Step,
     Subject,
     funding,
-    log,
     text_refusal,
     transfer_id,
 )
+from ledgerd.custody.rounds import Rows
 from ledgerd.custody.withdrawal_rules import (
-    COUNTED,
-    DAY_NS,
-    EFFECTS,
+    HELD,
     Asked,
-    Effect,
-    Facts,
     Limits,
     Policy,
-    Standing,
     WithdrawalEvent,
     WithdrawalState,
-    after,
     judge_amount,
     judge_approval,
     judge_event,
@@ -55,75 +60,10 @@ from ledgerd.custody.withdrawal_rules import (
 )
 
 BATCH: Final = 1_000
-"""So many withdrawals are gone on with in one round."""
-SERVICE_ACTOR: Final = "ledgerd"
-_COLUMNS: Final = (
-    "id, owner_kind, owner_id, asset, amount_units, address, requester, digest, state,"
-    " approvals_needed, limits_version, requested_ns, expires_ns, changed_ns, transaction_id,"
-    " reason"
-)
+"""So many withdrawals that move are gone on with in one round, and so many that are watched."""
 _EVENTS_OF_PEOPLE: Final = (WithdrawalEvent.REJECT, WithdrawalEvent.CANCEL)
-
-
-class ContentChanged(RuntimeError):
-    """What would be paid is not what was asked for and approved: the row was tampered with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Withdrawal:
-    """A withdrawal as the books have it."""
-
-    asked: Asked
-    digest: bytes
-    state: WithdrawalState
-    approvals_needed: int
-    limits_version: int
-    requested_ns: int
-    expires_ns: int
-    changed_ns: int
-    transaction_id: str
-    reason: str
-    repeated: bool = False
-    """The answer to a request or approval that had been given before."""
-
-    @property
-    def id(self) -> UUID:
-        """Return the withdrawal's id, which is the payout's as well."""
-        return self.asked.id
-
-    @property
-    def holding(self) -> UUID:
-        """Return the id of the pending transfer."""
-        return transfer_id(self.id, "hold")
-
-    @property
-    def resolving(self) -> UUID:
-        """Return the id of the transfer that resolves it."""
-        return transfer_id(self.id, "resolve")
-
-    @property
-    def standing(self) -> Standing:
-        """Return what decisions are made on."""
-        requester = self.asked.requester
-        return Standing(self.id, self.state, requester, self.expires_ns, self.digest)
-
-
-def _withdrawal(row: Sequence[Any]) -> Withdrawal:
-    made, kind, owner, asset, amount, address, requester, digest, state = row[:9]
-    asked = Asked(made, OwnerKind(kind), owner, asset, amount, address, requester)
-    return Withdrawal(asked, bytes(digest), WithdrawalState(state), *row[9:])
-
-
-def locked(step: Step, subject: UUID) -> Withdrawal:
-    """Read a withdrawal for this transaction. Raises Refused if there is none, ContentChanged."""
-    row = step.row(f"SELECT {_COLUMNS} FROM withdrawals WHERE id = %s FOR UPDATE", subject)
-    if row is None:
-        sentence = f"there is no withdrawal {subject}"
-        raise Refused(Refusal(Code.NOT_FOUND, "WITHDRAWAL_UNKNOWN", sentence))
-    found = _withdrawal(row)
-    if found.asked.digest() != found.digest:
-        raise ContentChanged(f"withdrawal {subject} is not what was asked for")
-    return found
+_MOVING: Final = [int(state) for state in HELD if state != WithdrawalState.AWAITING_APPROVAL]
+T = TypeVar("T")
 
 
 class Withdrawals:
@@ -133,11 +73,42 @@ class Withdrawals:
         self._books = books
         self._custody = custody
         self._policy = policy
+        self.waiting = Rows("withdrawal")
+        self.moving = Rows("withdrawal")
+        self.watched = Rows("withdrawal")
 
     # What people do.
 
-    def request(self, asked: Asked, limits: Limits) -> Withdrawal:
-        """Set money aside to be paid out; the same request again is answered as it stands."""
+    def request(
+        self, asked: Asked, limits: Limits, also: Callable[[Step], None] | None = None
+    ) -> Withdrawal:
+        """Set money aside to be paid out; the same request again is answered as it stands.
+
+        `also` is written in the same transaction, and may refuse.
+        """
+        return self._judged(asked, limits, lambda step: self._entered(step, asked, limits, also))
+
+    def judge(self, asked: Asked, limits: Limits, also: Callable[[Step], None]) -> bool:
+        """Refuse what `request` would refuse now; return False if it was asked for before.
+
+        Nothing is set aside. `also` is written if there is nothing to refuse.
+        """
+
+        def work(step: Step) -> None:
+            source = funding(asked.owner_kind, asked.owner_id, asked.asset)
+            there = step.balance(source)
+            if there < asked.amount_units:
+                sentence = (
+                    f"owner {asked.owner_id} has {there} {asked.asset} units in funding,"
+                    f" {asked.amount_units} are asked for"
+                )
+                raise Refused(Refusal(Code.FAILED_PRECONDITION, "INSUFFICIENT_FUNDS", sentence))
+            also(step)
+
+        return self._judged(asked, limits, work) is None
+
+    def _judged(self, asked: Asked, limits: Limits, act: Callable[[Step], T]) -> Withdrawal | T:
+        """Act unless there is something to refuse; the withdrawal if it was asked for before."""
         refusal = judge_amount(asked.amount_units) or judge_owner(asked.owner_kind, asked.owner_id)
         refusal = refusal or text_refusal("requester", asked.requester)
         if refusal is not None:
@@ -145,20 +116,24 @@ class Withdrawals:
         carried = self._custody.carries(asked.asset)
         must_be = self._custody.address_fault(asked.asset, asked.address) if carried else None
 
-        def work(step: Step) -> Withdrawal:
-            query = f"SELECT {_COLUMNS} FROM withdrawals WHERE id = %s"
+        def work(step: Step) -> Withdrawal | T:
+            query = f"SELECT {WITHDRAWAL_COLUMNS} FROM withdrawals WHERE id = %s"
             known = step.row(query, asked.id)
             if known is not None:
-                return _repeated(_withdrawal(known), asked)
-            facts = replace(_facts(step, asked), asset_carried=carried, address_must_be=must_be)
+                return _repeated(withdrawal_of(known), asked)
+            facts = replace(facts_of(step, asked), asset_carried=carried, address_must_be=must_be)
             refused = judge_request(asked, facts, limits)
             if refused is not None:
                 raise Refused(refused)
-            return self._entered(step, asked, limits)
+            return act(step)
 
         return self._books.done(work)
 
-    def _entered(self, step: Step, asked: Asked, limits: Limits) -> Withdrawal:
+    def _entered(
+        self, step: Step, asked: Asked, limits: Limits, also: Callable[[Step], None] | None
+    ) -> Withdrawal:
+        if also is not None:
+            also(step)
         target = custody_account(asked.asset)
         step.open(target)
         source = funding(asked.owner_kind, asked.owner_id, asked.asset)
@@ -174,7 +149,7 @@ class Withdrawals:
         )  # fmt: skip
         marks = ", ".join(["%s"] * 16)
         step.write(
-            f"INSERT INTO withdrawals ({_COLUMNS}) VALUES ({marks})",
+            f"INSERT INTO withdrawals ({WITHDRAWAL_COLUMNS}) VALUES ({marks})",
             *(asked.id, int(asked.owner_kind), asked.owner_id, asked.asset, asked.amount_units),
             *(asked.address, asked.requester, made.digest, int(state), needed, limits.version),
             *(step.now_ns, expires_ns, step.now_ns, "", "requested"),
@@ -199,7 +174,7 @@ class Withdrawals:
                 raise Refused(refused)
             values = (subject, approver, found.digest, step.now_ns)
             step.write("INSERT INTO withdrawal_approvals VALUES (%s, %s, %s, %s)", *values)
-            if _approvals(step, found) < found.approvals_needed:
+            if approvals_of(step, found) < found.approvals_needed:
                 state = found.state
                 told = (approver, "approved, more are needed", found.digest)
                 step.record(Change(subject, Subject.WITHDRAWAL, state, state, *told))
@@ -238,40 +213,45 @@ class Withdrawals:
     def expire(self) -> int:
         """Give up what waited too long for its approvals; return how many."""
         condition = "state = 1 AND expires_ns BETWEEN 1 AND %s"
-        count = 0
-        for subject in self._ids(condition, self._books.clock()):
-            moved = self._event(
-                subject,
-                WithdrawalState.AWAITING_APPROVAL,
-                WithdrawalEvent.EXPIRE,
-                "EXPIRED: no approval in time",
-            )
-            count += moved is not None
-        return count
+        late = self._page(self.waiting, condition, (self._books.clock(),))
+        reason = "EXPIRED: no approval in time"
+        return self.waiting.each(
+            late, _id_of, lambda found: self._moved(found, WithdrawalEvent.EXPIRE, reason)
+        )
 
-    def advance(self) -> int:
+    def advance(self, *, sending: bool = True) -> int:
         """Take every withdrawal that can go on one step further; return how many did.
 
-        A custodian that does not answer stops the round; the next one goes on.
+        Without `sending` nothing is sent, and neither when any row that would be sent is not
+        what was asked for: whoever changed one row may have changed more. What was sent is asked
+        about all the same. Raises CustodyUnavailable; the next round goes on behind the row.
         """
+        moving = self._page(self.moving, "state = ANY(%s)", (_MOVING,))
+        for found in moving:
+            if found.asked.digest() != found.digest:
+                sending = False
+                error = ContentChanged(f"withdrawal {found.id} is not what was asked for")
+                self.moving.failed(found.id, error)
+        going = [found for found in moving if sending or found.state == WithdrawalState.SENT]
+        count = self.moving.each(going, _id_of, self._further)
         since_ns = self._books.clock() - self._policy.watch_ns
-        condition = "state IN (2, 3, 4) OR (state = 5 AND changed_ns >= %s)"
-        count = 0
-        for subject in self._ids(condition, since_ns):
-            try:
-                count += self.step(subject)
-            except CustodyUnavailable as error:
-                log.warning("withdrawals wait: %s", error)
-                break
-        return count
+        confirmed = (int(WithdrawalState.CONFIRMED), since_ns)
+        watched = self._page(self.watched, "state = %s AND changed_ns >= %s", confirmed)
+        return count + self.watched.each(watched, _id_of, self._further)
+
+    def about_to_send(self) -> bool:
+        """Say whether any withdrawal would be sent in the next round."""
+        query = "SELECT 1 FROM withdrawals WHERE state IN (2, 3) LIMIT 1"
+        return self._books.read(lambda connection: connection.execute(query).fetchone() is not None)
 
     def step(self, subject: UUID) -> bool:
         """Take one withdrawal one step further; say whether anything changed."""
         found = self.get(subject)
-        if found is None:
-            return False
+        return found is not None and self._further(found)
+
+    def _further(self, found: Withdrawal) -> bool:
         if found.state == WithdrawalState.APPROVED:
-            return self._books.done(lambda step: self._leave(step, subject))
+            return self._books.done(lambda step: self._leave(step, found.id))
         if found.state == WithdrawalState.SENDING:
             return self._tell(found)
         if found.state in {WithdrawalState.SENT, WithdrawalState.CONFIRMED}:
@@ -283,9 +263,9 @@ class Withdrawals:
         found = locked(step, subject)
         if found.state != WithdrawalState.APPROVED or is_frozen(step, found.asked.owner_id):
             return False
-        if _approvals(step, found) < found.approvals_needed:
+        if approvals_of(step, found) < found.approvals_needed:
             raise ContentChanged(f"withdrawal {subject} is approved without its approvals")
-        if _facts(step, found.asked).usable_ns is None:
+        if facts_of(step, found.asked).usable_ns is None:
             reason = "ADDRESS_NOT_LISTED: it was removed meanwhile"
             happened(step, found, WithdrawalEvent.REJECT, SERVICE_ACTOR, reason)
             return True
@@ -347,78 +327,60 @@ class Withdrawals:
 
     # Reading.
 
-    def _ids(self, condition: str, value: int) -> list[UUID]:
-        query: Any = (
-            f"SELECT id FROM withdrawals WHERE {condition} ORDER BY changed_ns LIMIT {BATCH}"
-        )
-
-        def work(connection: Connection) -> list[UUID]:
-            return [row[0] for row in connection.execute(query, (value,))]
-
-        return self._books.read(work)
+    def _page(self, rows: Rows, condition: str, values: tuple[object, ...]) -> list[Withdrawal]:
+        query = f"SELECT {WITHDRAWAL_COLUMNS} FROM withdrawals WHERE {condition}"
+        found = self._books.read(lambda connection: rows.page(connection, query, values, BATCH))
+        return [withdrawal_of(row) for row in found]
 
     def get(self, subject: UUID) -> Withdrawal | None:
         """Return a withdrawal."""
-        query = f"SELECT {_COLUMNS} FROM withdrawals WHERE id = %s"
+        query = f"SELECT {WITHDRAWAL_COLUMNS} FROM withdrawals WHERE id = %s"
 
         def work(connection: Connection) -> Withdrawal | None:
             row = connection.execute(query, (subject,)).fetchone()
-            return None if row is None else _withdrawal(row)
+            return None if row is None else withdrawal_of(row)
 
         return self._books.read(work)
 
-    def of_owner(self, owner_id: int, limit: int = 100) -> list[Withdrawal]:
-        """Return an owner's newest withdrawals."""
+    def of_owner(
+        self, owner_id: int, limit: int = 100, before: tuple[int, UUID] | None = None
+    ) -> list[Withdrawal]:
+        """Return an owner's newest withdrawals, or those before a time and id."""
         query = (
-            f"SELECT {_COLUMNS} FROM withdrawals WHERE owner_id = %s"
-            " ORDER BY requested_ns DESC LIMIT %s"
+            f"SELECT {WITHDRAWAL_COLUMNS} FROM withdrawals WHERE owner_id = %s"
+            " AND (%s::bigint IS NULL OR (requested_ns, id) < (%s, %s))"
+            " ORDER BY requested_ns DESC, id DESC LIMIT %s"
         )
+        return self._listed(query, (owner_id, *_place(before), limit))
+
+    def awaiting(
+        self, limit: int = 100, after: tuple[int, UUID] | None = None, owner_id: int = 0
+    ) -> list[Withdrawal]:
+        """Return what waits for approvals, oldest first; owner 0: everybody's."""
+        query = (
+            f"SELECT {WITHDRAWAL_COLUMNS} FROM withdrawals WHERE state = 1"
+            " AND (%s = 0 OR owner_id = %s)"
+            " AND (%s::bigint IS NULL OR (requested_ns, id) > (%s, %s))"
+            " ORDER BY requested_ns, id LIMIT %s"
+        )
+        return self._listed(query, (owner_id, owner_id, *_place(after), limit))
+
+    def _listed(self, query: str, values: tuple[object, ...]) -> list[Withdrawal]:
+        given: Any = query
 
         def work(connection: Connection) -> list[Withdrawal]:
-            return [_withdrawal(row) for row in connection.execute(query, (owner_id, limit))]
+            return [withdrawal_of(row) for row in connection.execute(given, values)]
 
         return self._books.read(work)
 
-    def awaiting(self, limit: int = 100) -> list[Withdrawal]:
-        """Return what waits for approvals, oldest first."""
-        query = f"SELECT {_COLUMNS} FROM withdrawals WHERE state = 1 ORDER BY requested_ns LIMIT %s"
 
-        def work(connection: Connection) -> list[Withdrawal]:
-            return [_withdrawal(row) for row in connection.execute(query, (limit,))]
-
-        return self._books.read(work)
+def _place(place: tuple[int, UUID] | None) -> tuple[int | None, int | None, UUID | None]:
+    time_ns, made = place or (None, None)
+    return time_ns, time_ns, made
 
 
-def happened(
-    step: Step,
-    found: Withdrawal,
-    event: WithdrawalEvent,
-    actor: str,
-    reason: str,
-    payment: str = "",
-) -> Withdrawal:
-    """Let an event happen: state, money, journal."""
-    state = after(found.state, event)
-    assert state is not None, (found.state, event)
-    asked, effect = found.asked, EFFECTS.get(event, Effect.NONE)
-    if effect in {Effect.PAID, Effect.REFUNDED}:
-        phase = Phase.POSTED if effect == Effect.PAID else Phase.VOIDED
-        step.resolve(found.resolving, found.holding, Kind.WITHDRAWAL, phase)
-    elif effect == Effect.SUSPENDED:
-        suspense = AccountName(OwnerKind.EXCHANGE, EXCHANGE_OWNER, Purpose.SUSPENSE, asked.asset)
-        step.open(suspense)
-        source, made = custody_account(asked.asset), transfer_id(found.id, "returned")
-        step.move(made, Kind.CORRECTION, source, suspense, asked.amount_units)
-    known = payment or found.transaction_id
-    step.write(
-        "UPDATE withdrawals SET state = %s, changed_ns = %s, transaction_id = %s, reason = %s"
-        " WHERE id = %s",
-        *(int(state), step.now_ns, known, reason, asked.id),
-    )
-    alarm = effect == Effect.SUSPENDED
-    told = (actor, reason, found.digest)
-    step.record(Change(asked.id, Subject.WITHDRAWAL, found.state, state, *told, alarm=alarm))
-    return replace(found, state=state, changed_ns=step.now_ns, transaction_id=known, reason=reason)
+def _id_of(found: Withdrawal) -> UUID:
+    return found.id
 
 
 def _repeated(known: Withdrawal, asked: Asked) -> Withdrawal:
@@ -426,45 +388,3 @@ def _repeated(known: Withdrawal, asked: Asked) -> Withdrawal:
         limit = "an id that was never used, or the content it was used with"
         raise Refused(Refusal.of_field("WITHDRAWAL_ID_REUSED", "id", asked.id, limit))
     return replace(known, repeated=True)
-
-
-def _approvals(step: Step, found: Withdrawal) -> int:
-    query = (
-        "SELECT count(*) FROM withdrawal_approvals"
-        " WHERE withdrawal_id = %s AND digest = %s AND approver <> %s"
-    )
-    row = step.row(query, found.id, found.digest, found.asked.requester)
-    assert row is not None
-    return int(row[0])
-
-
-def _facts(step: Step, asked: Asked) -> Facts:
-    """Read what a request is judged by."""
-    since_ns = step.now_ns - DAY_NS
-    name = funding(asked.owner_kind, asked.owner_id, asked.asset)
-    listed = step.rows(
-        "SELECT asset, usable_ns FROM withdrawal_addresses WHERE owner_id = %s"
-        " AND owner_kind = %s AND address = %s AND removed_ns = 0 ORDER BY usable_ns",
-        *(asked.owner_id, int(asked.owner_kind), asked.address),
-    )
-    usable = [int(usable_ns) for asset, usable_ns in listed if asset == asked.asset]
-    others = [str(asset) for asset, _ in listed if asset != asked.asset]
-    query = (
-        "SELECT coalesce(sum(amount_units) FILTER (WHERE owner_id = %s), 0),"
-        " coalesce(sum(amount_units), 0) FROM withdrawals"
-        " WHERE asset = %s AND requested_ns > %s AND state = ANY(%s)"
-    )
-    counted = [int(state) for state in COUNTED]
-    sums = step.row(query, asked.owner_id, asked.asset, since_ns, counted)
-    assert sums is not None
-    return Facts(
-        now_ns=step.now_ns,
-        asset_listed=step.row("SELECT 1 FROM assets WHERE code = %s", asked.asset) is not None,
-        asset_carried=True,
-        account_open=asked.owner_kind in TRADERS and name in step.entries.known([name]),
-        usable_ns=min(usable, default=None),
-        listed_for=", ".join(others),
-        frozen=is_frozen(step, asked.owner_id),
-        withdrawn_units=int(sums[0]),
-        total_withdrawn_units=int(sums[1]),
-    )

@@ -38,7 +38,7 @@ PAID = (WithdrawalState.CONFIRMED, WithdrawalState.RETURNED)
 Step = tuple[int, int, int]
 
 
-class Died(RuntimeError):
+class Died(BaseException):
     """The process is gone: everything that it had not committed with it."""
 
 
@@ -50,7 +50,7 @@ class Unsteady:
         self.targets: tuple[str, ...] = ALL_CALLS
         self.calls_left = 0
         self.too_late = False
-        self.error: type[RuntimeError] = Died
+        self.error: type[BaseException] = Died
 
     def __getattr__(self, name: str) -> object:
         method = getattr(self.custody, name)

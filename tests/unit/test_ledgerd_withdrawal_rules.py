@@ -9,8 +9,9 @@ import pytest
 from exchange.refusal import Refused
 from ledgerd.audit import verify
 from ledgerd.chart import BOUND_UNITS, OwnerKind, Purpose
-from ledgerd.custody.adapter import CustodyUnavailable, Payout, PayoutStatus
+from ledgerd.custody.adapter import CustodyUnavailable, Payout, PayoutConflict, PayoutStatus
 from ledgerd.custody.addresses import Address, move_own
+from ledgerd.custody.bookings import ContentChanged
 from ledgerd.custody.proof import unexplained_payouts, verify_money
 from ledgerd.custody.withdrawal_rules import (
     COUNTED,
@@ -28,9 +29,9 @@ from ledgerd.custody.withdrawal_rules import (
     judge_approval,
     judge_request,
 )
-from ledgerd.custody.withdrawals import ContentChanged, Withdrawals
+from ledgerd.custody.withdrawals import Withdrawals
 from tests.books import superuser, user
-from tests.custody import HOUR_NS, NO_LIMITS, OUTSIDE, POLICY, Desk, desk_over, fresh_desk
+from tests.custody import HOUR_NS, NEEDED, NO_LIMITS, OUTSIDE, POLICY, Desk, desk_over, fresh_desk
 
 S, E = WithdrawalState, WithdrawalEvent
 ASKED = Asked(UUID(int=1), OwnerKind.USER, 1, "BTC", 100, OUTSIDE, "alice")
@@ -275,8 +276,10 @@ class Deaf:
 def test_a_lost_answer_neither_pays_twice_nor_gives_back(desk: Desk, hears: bool) -> None:
     made = desk.withdrawals.request(desk.asked(1, 900), NO_LIMITS)
     deaf = Withdrawals(desk.money, Deaf(desk, hears=hears), POLICY)  # type: ignore[arg-type]
-    for _ in range(4):
-        deaf.advance()
+    deaf.advance()
+    for _ in range(3):
+        with pytest.raises(CustodyUnavailable):
+            deaf.advance()
     assert (desk.state(made.id), desk.suspense(1)) == ("SENDING", 900)
     with pytest.raises(Refused, match="not possible"):
         desk.withdrawals.cancel(made.id, "alice")
@@ -319,18 +322,67 @@ def test_a_payment_undone_after_it_was_confirmed_goes_to_suspense(desk: Desk) ->
     assert desk.withdrawals.advance() == 0
 
 
-def test_a_redirected_withdrawal_stops_everything(desk: Desk) -> None:
-    made = desk.withdrawals.request(desk.asked(1, 900), NO_LIMITS)
+def test_a_redirected_withdrawal_stops_all_sending_and_nothing_else(desk: Desk) -> None:
+    sent = desk.withdrawals.request(desk.asked(1, 100), NO_LIMITS)
+    for _ in range(2):
+        desk.withdrawals.advance()
+    one, other = (desk.withdrawals.request(desk.asked(1, 900), NO_LIMITS) for _ in range(2))
     thief = superuser(desk.books)
     with thief.begin() as connection:
-        connection.exec_driver_sql("UPDATE withdrawals SET address = 'thief'")
+        statement = "UPDATE withdrawals SET address = 'thief' WHERE id = %s"
+        connection.exec_driver_sql(statement, (one.id,))
+    assert desk.paid_out(other.id).state == S.APPROVED
+    assert [desk.state(made.id) for made in (sent, one)] == ["CONFIRMED", "APPROVED"]
+    assert "is not what was asked for" in desk.withdrawals.moving.troubles[one.id]
+    assert any(str(one.id) in sentence for sentence in verify_money(desk.books.engine))
     with pytest.raises(ContentChanged):
-        desk.withdrawals.advance()
-    assert any(str(made.id) in sentence for sentence in verify_money(desk.books.engine))
+        desk.withdrawals.step(one.id)
     with thief.begin() as connection:
         connection.exec_driver_sql(f"UPDATE withdrawals SET address = '{OUTSIDE}'")
     thief.dispose()
-    assert desk.custody.payouts() == []
+    assert desk.custody.payouts() == [sent.id]
+    assert {desk.paid_out(made.id).state for made in (one, other)} == {S.CONFIRMED}
+    assert desk.withdrawals.moving.troubles == {}
+
+
+class Conflicting:
+    """A custodian that has one payout's id for another payment."""
+
+    def __init__(self, desk: Desk, subject: UUID) -> None:
+        self._custody, self._subject = desk.custody, subject
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._custody, name)
+
+    def broadcast(self, payout: Payout) -> PayoutStatus:
+        if payout.id == self._subject:
+            raise PayoutConflict(f"payout {payout.id} was something else")
+        return self._custody.broadcast(payout)
+
+
+def test_one_bad_row_does_not_stop_the_others(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    made = [desk.withdrawals.request(desk.asked(1, 900), NO_LIMITS) for _ in range(3)]
+    odd = Conflicting(desk, made[1].id)
+    withdrawals = Withdrawals(desk.money, odd, POLICY)  # type: ignore[arg-type]
+    for _ in range(2 * NEEDED + 4):
+        withdrawals.advance()
+        desk.custody.mine()
+    assert [desk.state(one.id) for one in made] == ["CONFIRMED", "SENDING", "CONFIRMED"]
+    assert list(withdrawals.moving.troubles) == [made[1].id]
+    # It is told once, not in every round.
+    assert caplog.text.count("was something else\n") <= 2
+
+
+def test_old_rows_do_not_keep_new_ones_waiting(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ledgerd.custody.withdrawals.BATCH", 2)
+    for _ in range(5):
+        desk.withdrawals.request(desk.asked(1, 100), NO_LIMITS)
+    for _ in range(15):
+        desk.withdrawals.advance()
+        desk.custody.mine()
+    last = desk.withdrawals.request(desk.asked(1, 100), NO_LIMITS)
+    assert desk.paid_out(last.id).state == S.CONFIRMED
+    assert {one.state for one in desk.withdrawals.of_owner(1)} == {S.CONFIRMED}
 
 
 def test_an_older_database_does_not_explain_what_the_custodian_paid(desk: Desk) -> None:
