@@ -268,6 +268,11 @@ def pair_status_command(request: pair_admin_pb2.SetPairStatusRequest) -> Command
     return Command(command_verb(CommandKind.SET_PAIR_STATUS, 0), first=request.status)
 
 
+def digest_command() -> Command:
+    """Return the command that sums up what all accounts have."""
+    return Command(command_verb(CommandKind.DIGEST_ACCOUNTS, 0))
+
+
 def price_band_command(
     instrument: Instrument, request: pair_admin_pb2.SetPriceBandRequest
 ) -> Command | Refusal:

@@ -84,6 +84,7 @@ BROKEN_INVARIANTS: Final = {
     9: "free + held + fees differ from allotted less released",
     10: "the number of resting orders differs",
     11: "free slots and resting orders do not add up",
+    12: "the list of open accounts differs from the accounts that are open",
 }
 
 
@@ -215,7 +216,8 @@ class Engine:
     def used(self) -> dict[str, npt.NDArray[Any]]:
         """Return the parts of the vault that decide future behaviour, in a fixed order.
 
-        Levels, queues, bitmaps and hash chains follow from these and are checked by ``check``.
+        Levels, queues, bitmaps, hash chains and the list of open accounts follow from these;
+        ``check`` compares them.
         """
         orders = int(self._scalars[HIGH_WATER]) + 1
         entries = min(int(self._scalars[CLIENT_NUMBER]) + 1, self.instrument.client_id_window)

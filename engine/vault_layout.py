@@ -12,6 +12,7 @@ pages that were used.
     client_entries  (W, 4): remembered client order ids, a ring in order of acceptance
     client_links    (W): entry number before this one in its hash chain
     client_heads    (2 * W): newest entry number of each hash chain
+    open_accounts   (A) int32: numbers of the open accounts, in the order in which they were opened
 
 An entry number n stands in row n % W and is alive while n > newest - W. Chains run from newest to
 oldest, so a walk ends at the first number outside the window and nothing is ever unlinked.
@@ -23,7 +24,7 @@ from exchange.instrument import Instrument
 from exchange.ownership import Field, Layout
 from exchange.records import RING_CAPACITY
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 
 # Scalars that are state.
 SEQUENCE: Final = 0
@@ -45,6 +46,8 @@ ALLOTTED_BASE: Final = 24
 ALLOTTED_QUOTE: Final = 25
 """Allotted less released, per asset."""
 FEES_TAKEN: Final = 26
+OPEN_ACCOUNT_COUNT: Final = 27
+"""How many of `open_accounts` are used; an account once open stays open."""
 LAST_PRICE: Final = 32
 LAST_LOTS: Final = 33
 LAST_TIME_NS: Final = 34
@@ -135,5 +138,6 @@ def vault_layout(instrument: Instrument) -> Layout:
             Field("client_entries", "int64", (window, CLIENT_ENTRY_WORDS)),
             Field("client_links", "int64", (window,)),
             Field("client_heads", "int64", (2 * window,)),
+            Field("open_accounts", "int32", (instrument.account_capacity,)),
         ),
     )

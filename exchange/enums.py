@@ -77,6 +77,7 @@ class CommandKind(IntEnum):
     SET_KILL_SWITCH = 9
     SET_PAIR_STATUS = 10
     SET_PRICE_BAND = 11
+    DIGEST_ACCOUNTS = 12
 
 
 class ExecutionKind(IntEnum):
@@ -96,6 +97,7 @@ class ExecutionKind(IntEnum):
     ACCOUNT_SET = 11
     PAIR_SET = 12
     ALL_CANCELLED = 13
+    DIGEST = 14
 
 
 class Reason(IntEnum):

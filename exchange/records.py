@@ -17,19 +17,23 @@ nowhere else know how. A command is one cache line, an execution two.
       0  sequence of the command that caused it
       1  time in ns, as stamped on the command's batch
       2  kind u8 | reason u8 | side u8 | flags u8 | account << 32
-      3  order id
-      4  client order id            (ALLOTTED/RELEASED: transfer number)
+      3  order id                   (DIGEST: the digest, `exchange.account_digest`)
+      4  client order id            (ALLOTTED/RELEASED: transfer number; DIGEST: number of accounts
+                                    that have anything)
       5  price ticks u32 | order type << 32 | time in force << 40 | prevention << 48
          | post-only << 56
                                     (ALLOTTED/RELEASED: the asset in place of the price)
       6  quantity lots              (order: its quantity; TRADE, CANCELLED, EXPIRED, PREVENTED: the
                                     lots concerned; ALLOTTED/RELEASED: amount units;
-                                    ALL_CANCELLED: number of orders)
-      7  leaves lots                (ALLOTTED/RELEASED: free units of the account afterwards)
+                                    ALL_CANCELLED: number of orders; DIGEST: base units of all
+                                    accounts, free and held)
+      7  leaves lots                (ALLOTTED/RELEASED: free units of the account afterwards;
+                                    DIGEST: quote units of all accounts, free and held)
       8  filled lots in all         (ALLOTTED/RELEASED: held units of the account afterwards)
       9  fee units of this account, in the quote asset; negative is a rebate
                                     (REPLAYED: number of the first ACCEPTED in the execution log;
-                                    REJECTED: kind of the command refused)
+                                    REJECTED: kind of the command refused;
+                                    DIGEST: fees taken, in quote units)
       10 source of the command
       11 maker order id             (11 to 15: TRADE and PREVENTED only, else zero)
       12 maker client order id
@@ -41,6 +45,7 @@ The values of the SET commands: SET_FEES taker, maker (parts per million); SET_L
 in lots (word 4), largest order notional in quote units, most open orders (zero lifts a limit);
 SET_KILL_SWITCH 1 or 0; SET_PAIR_STATUS the status; SET_PRICE_BAND low and high ticks, and in
 word 4 a width in parts per million around the last trade (zero: the band stands still).
+DIGEST_ACCOUNTS has no value; nothing but its kind and source is looked at.
 
 Every command causes at least one execution; the last one carries FLAG_LAST. The record is
 self-contained: a follower needs no other to understand it.
@@ -79,20 +84,25 @@ E_SEQUENCE: Final = 0
 E_TIME_NS: Final = 1
 E_VERB: Final = 2
 E_ORDER_ID: Final = 3
+E_DIGEST: Final = 3
 E_CLIENT_ORDER_ID: Final = 4
 E_TRANSFER_NUMBER: Final = 4
+E_ACCOUNT_COUNT: Final = 4
 E_PRICE: Final = 5
 E_QUANTITY: Final = 6
 E_AMOUNT: Final = 6
+E_BASE_TOTAL: Final = 6
 E_LEAVES: Final = 7
 E_FREE: Final = 7
+E_QUOTE_TOTAL: Final = 7
 E_FILLED: Final = 8
 E_HELD: Final = 8
 E_FEE: Final = 9
 E_FIRST_NUMBER: Final = 9
 E_COMMAND_KIND: Final = 9
-"""REJECTED: kind of the command refused, as given, so that a refused amendment cannot be taken for a
-refused move of funds."""
+"""REJECTED: kind of the command refused, as given, so that a refused amendment cannot be taken for
+a refused move of funds."""
+E_FEES_TAKEN: Final = 9
 E_SOURCE: Final = 10
 E_MAKER_ORDER_ID: Final = 11
 E_MAKER_CLIENT_ORDER_ID: Final = 12

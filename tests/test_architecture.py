@@ -34,6 +34,7 @@ KERNEL_IMPORTS = frozenset(
     {
         "engine.kernel",
         "engine.vault_layout",
+        "exchange.account_digest",
         "exchange.atomics",
         "exchange.book_layout",
         "exchange.compiled",

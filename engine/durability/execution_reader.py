@@ -35,7 +35,7 @@ Rows = npt.NDArray[np.int64]
 MAGIC: Final = int.from_bytes(b"HFEXECS\n", "little")
 FORMAT_VERSION: Final = 2
 """Rises with every change of what a row says, so that no follower reads old rows with new eyes.
-2: a REJECTED carries the kind of the command."""
+2: a REJECTED carries the kind of the command; DIGEST."""
 W_MAGIC: Final = 0
 W_VERSION: Final = 1
 W_SEGMENT_ROWS: Final = 2

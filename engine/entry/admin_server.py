@@ -7,6 +7,7 @@ from engine.entry.process import EntryProcess
 from engine.order_entry import (
     Command,
     account_in,
+    digest_command,
     fees_command,
     kill_switch_command,
     limits_command,
@@ -27,6 +28,7 @@ from exchange.book_layout import (
 from exchange.config import segment_folder
 from exchange.enums import CommandKind, PairStatus
 from exchange.ownership import Borrowed, OwnershipError
+from exchange.records import E_ACCOUNT_COUNT, E_BASE_TOTAL, E_DIGEST, E_FEES_TAKEN, E_QUOTE_TOTAL
 from exchange.refusal import Refusal, Refused
 from exchange.service import Context
 from exchange.v1 import enums_pb2, execution_pb2, pair_admin_pb2, pair_admin_pb2_grpc
@@ -123,6 +125,21 @@ class PairAdminService(pair_admin_pb2_grpc.PairAdminServiceServicer):
         command = price_band_command(self._instrument, request)
         report = await self._pair_report(request.pair, command)
         return pair_admin_pb2.SetPriceBandResponse(report=report)
+
+    async def DigestAccounts(
+        self, request: pair_admin_pb2.DigestAccountsRequest, context: Context
+    ) -> pair_admin_pb2.DigestAccountsResponse:
+        """Sum up what all accounts have."""
+        report = await self._pair_report(request.pair, digest_command())
+        words = self._process.follower.read(report.first_number, 1)[0].tolist()
+        return pair_admin_pb2.DigestAccountsResponse(
+            report=report,
+            digest=words[E_DIGEST],
+            account_count=words[E_ACCOUNT_COUNT],
+            base_units=words[E_BASE_TOTAL],
+            quote_units=words[E_QUOTE_TOTAL],
+            fee_units=words[E_FEES_TAKEN],
+        )
 
     async def GetStatus(
         self, request: pair_admin_pb2.GetStatusRequest, context: Context

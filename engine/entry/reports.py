@@ -8,7 +8,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from engine.entry.batches import (
+from engine.entry.order_index import IndexedOrder
+from exchange.compiled import kernel
+from exchange.enums import Asset, ExecutionKind, OrderType, Reason, Side
+from exchange.instrument import AMOUNT_LIMIT_UNITS, Instrument
+from exchange.packed import (
     ACK_CLIENT_ORDER_ID,
     ACK_FILLED,
     ACK_LAST_NUMBER,
@@ -16,10 +20,6 @@ from engine.entry.batches import (
     ACK_ORDER_ID,
     ACK_VERB,
 )
-from engine.entry.order_index import IndexedOrder
-from exchange.compiled import kernel
-from exchange.enums import Asset, ExecutionKind, OrderType, Reason, Side
-from exchange.instrument import AMOUNT_LIMIT_UNITS, Instrument
 from exchange.records import (
     E_CLIENT_ORDER_ID,
     E_COMMAND_KIND,
@@ -52,6 +52,7 @@ _WITHOUT_ORDER: Final = (
     int(ExecutionKind.ACCOUNT_SET),
     int(ExecutionKind.PAIR_SET),
     int(ExecutionKind.ALL_CANCELLED),
+    int(ExecutionKind.DIGEST),
 )
 _OTHER_SIDE: Final[dict[int, Any]] = {Side.BUY: Side.SELL, Side.SELL: Side.BUY}
 
@@ -148,6 +149,9 @@ def execution_of(instrument: Instrument, words: list[int], number: int) -> execu
     )
     if kind in _TRANSFERS:
         _put_transfer(found, instrument, words)
+        return found
+    if kind == ExecutionKind.DIGEST:
+        # What all accounts have is nothing that an account is shown.
         return found
     if kind in _WITHOUT_ORDER:
         found.quantity_lots = words[E_QUANTITY]
@@ -278,8 +282,8 @@ def report_of(
         message=sentence_of(instrument, head) if kind == ExecutionKind.REJECTED else "",
         sequence=head[E_SEQUENCE],
         time_ns=head[E_TIME_NS],
-        order_id=ack[ACK_ORDER_ID],
-        client_order_id=ack[ACK_CLIENT_ORDER_ID],
+        order_id=0 if kind == ExecutionKind.DIGEST else ack[ACK_ORDER_ID],
+        client_order_id=0 if kind == ExecutionKind.DIGEST else ack[ACK_CLIENT_ORDER_ID],
         first_number=first_number,
         last_number=ack[ACK_LAST_NUMBER],
         executions=executions,

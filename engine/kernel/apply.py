@@ -5,6 +5,7 @@ from engine.kernel.entry import new_order, reject
 from engine.kernel.lookahead import look_ahead, look_at_first
 from engine.kernel.publication import depth_is_due, mark_last, publish_depth, publish_touch
 from engine.kernel.settings import (
+    digest_accounts,
     follow_band,
     move_funds,
     set_fees,
@@ -50,6 +51,7 @@ SET_LIMITS = int(CommandKind.SET_LIMITS)
 SET_KILL_SWITCH = int(CommandKind.SET_KILL_SWITCH)
 SET_PAIR_STATUS = int(CommandKind.SET_PAIR_STATUS)
 SET_PRICE_BAND = int(CommandKind.SET_PRICE_BAND)
+DIGEST_ACCOUNTS = int(CommandKind.DIGEST_ACCOUNTS)
 COMMAND_KIND_INVALID = int(Reason.COMMAND_KIND_INVALID)
 
 DAY_NS = 86_400_000_000_000
@@ -80,6 +82,8 @@ def _apply_one(s: State, i: int) -> None:
         set_pair_status(s, i)
     elif kind == SET_PRICE_BAND:
         set_price_band(s, i)
+    elif kind == DIGEST_ACCOUNTS:
+        digest_accounts(s)
     else:
         reject(s, i, COMMAND_KIND_INVALID)
 

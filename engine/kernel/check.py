@@ -9,12 +9,14 @@ from engine.kernel.occupancy import highest_to, lowest_from
 from engine.kernel.state import State, form_state
 from engine.vault_layout import (
     A_FIRST_ORDER,
+    A_FLAGS,
     A_FREE_BASE,
     A_FREE_QUOTE,
     A_HELD_BASE,
     A_HELD_QUOTE,
     A_OPEN_ORDERS,
     ACCOUNT_CAPACITY,
+    ACCOUNT_OPEN,
     ALLOTTED_BASE,
     ALLOTTED_QUOTE,
     BEST_ASK,
@@ -31,6 +33,7 @@ from engine.vault_layout import (
     O_LEAVES,
     O_ORDER_ID,
     O_TERMS,
+    OPEN_ACCOUNT_COUNT,
     PRICE_CAPACITY,
     QUEUE_FIRST,
     QUEUE_LAST,
@@ -144,6 +147,25 @@ def _check_accounts(s: State) -> int:
 
 
 @inlined
+def _check_open_accounts(s: State) -> int:
+    """Return 0, or 12 when the list of open accounts is not each open account once."""
+    flagged = 0
+    numbers = 0
+    for account in range(s.scalars[ACCOUNT_CAPACITY]):
+        if s.accounts[account, A_FLAGS] & ACCOUNT_OPEN != 0:
+            flagged += 1
+            numbers += account
+    if flagged != s.scalars[OPEN_ACCOUNT_COUNT]:
+        return 12
+    for i in range(flagged):
+        account = s.open_accounts[i]
+        if s.accounts[account, A_FLAGS] & ACCOUNT_OPEN == 0:
+            return 12
+        numbers -= account
+    return 0 if numbers == 0 else 12
+
+
+@inlined
 def _check_slots(s: State) -> int:
     """Return 0, or 11 when free and resting slots do not make up all used ones."""
     free = 0
@@ -165,4 +187,6 @@ def check_state(context: int) -> int:
         code = _check_slots(s)
     if code == 0:
         code = _check_accounts(s)
+    if code == 0:
+        code = _check_open_accounts(s)
     return code

@@ -1,4 +1,4 @@
-"""Money in and out of the engine, and what operators set."""
+"""Money in and out of the engine, what operators set, and the digest of all money."""
 
 from engine.kernel.changes import cancel_orders
 from engine.kernel.entry import (
@@ -17,6 +17,8 @@ from engine.vault_layout import (
     A_FLAGS,
     A_FREE_BASE,
     A_FREE_QUOTE,
+    A_HELD_BASE,
+    A_HELD_QUOTE,
     A_MAKER_PPM,
     A_MAX_LOTS,
     A_MAX_NOTIONAL,
@@ -30,17 +32,22 @@ from engine.vault_layout import (
     BAND_PPM,
     DEFAULT_MAKER_PPM,
     DEFAULT_TAKER_PPM,
+    FEES_TAKEN,
     LAST_PRICE,
+    OPEN_ACCOUNT_COUNT,
     PAIR_STATUS,
     PRICE_CAPACITY,
     TAKER_FLOOR_PPM,
     TRANSFER_NUMBER,
 )
+from exchange.account_digest import row_digest
+from exchange.atomics import prefetch
 from exchange.book_layout import EVENT_STATUS
 from exchange.compiled import inlined
 from exchange.enums import Asset, CommandKind, ExecutionKind, Reason
 from exchange.instrument import AMOUNT_LIMIT_UNITS, FEE_RATE_LIMIT_PPM
 from exchange.records import C_AMOUNT, C_FIRST, C_QUANTITY, C_SECOND, C_TRANSFER_NUMBER, C_VERB
+from exchange.tables import address_of, int64, uint64
 
 BASE = int(Asset.BASE)
 QUOTE = int(Asset.QUOTE)
@@ -49,6 +56,7 @@ ALLOTTED = int(ExecutionKind.ALLOTTED)
 RELEASED = int(ExecutionKind.RELEASED)
 ACCOUNT_SET = int(ExecutionKind.ACCOUNT_SET)
 PAIR_SET = int(ExecutionKind.PAIR_SET)
+DIGEST = int(ExecutionKind.DIGEST)
 ASSET_INVALID = int(Reason.ASSET_INVALID)
 TRANSFER_REPEATED = int(Reason.TRANSFER_REPEATED)
 TRANSFER_GAP = int(Reason.TRANSFER_GAP)
@@ -59,6 +67,7 @@ PAIR_STATUS_INVALID = int(Reason.PAIR_STATUS_INVALID)
 PRICE_BAND_INVALID = int(Reason.PRICE_BAND_INVALID)
 KILL_SWITCH = int(Reason.KILL_SWITCH)
 MILLION = 1_000_000
+ACCOUNTS_AHEAD = 16
 
 
 @inlined
@@ -68,6 +77,9 @@ def open_account(s: State, account: int) -> None:
         s.accounts[account, A_FLAGS] |= ACCOUNT_OPEN
         s.accounts[account, A_TAKER_PPM] = s.scalars[DEFAULT_TAKER_PPM]
         s.accounts[account, A_MAKER_PPM] = s.scalars[DEFAULT_MAKER_PPM]
+        count = s.scalars[OPEN_ACCOUNT_COUNT]
+        s.open_accounts[count] = account
+        s.scalars[OPEN_ACCOUNT_COUNT] = count + 1
 
 
 @inlined
@@ -228,3 +240,31 @@ def follow_band(s: State) -> None:
     width = last * s.scalars[BAND_PPM] // MILLION
     s.scalars[BAND_LOW] = max(1, last - width)
     s.scalars[BAND_HIGH] = min(s.scalars[PRICE_CAPACITY] - 1, last + width)
+
+
+@inlined
+def digest_accounts(s: State) -> None:
+    """Say what all accounts have, as one number and in sums; it changes nothing.
+
+    The cost grows with the accounts ever opened, not with the capacity.
+    """
+    digest = uint64(0)
+    filled = 0
+    base_total = 0
+    quote_total = 0
+    count = s.scalars[OPEN_ACCOUNT_COUNT]
+    for i in range(count):
+        ahead = s.open_accounts[min(i + ACCOUNTS_AHEAD, count - 1)]
+        prefetch(address_of(s.accounts, ahead))
+        account = s.open_accounts[i]
+        base = s.accounts[account, A_FREE_BASE] + s.accounts[account, A_HELD_BASE]
+        quote = s.accounts[account, A_FREE_QUOTE] + s.accounts[account, A_HELD_QUOTE]
+        if base != 0 or quote != 0:
+            digest += row_digest(uint64(account), uint64(base), uint64(quote))
+            filled += 1
+            base_total += base
+            quote_total += quote
+    fees = s.scalars[FEES_TAKEN]
+    if fees != 0:
+        digest += row_digest(uint64(0), uint64(0), uint64(fees))
+    emit(s, DIGEST, int64(digest), filled, 0, base_total, quote_total, 0, fees)

@@ -25,6 +25,7 @@ VAULT_FIELDS: Final = (
     "client_entries",
     "client_links",
     "client_heads",
+    "open_accounts",
 )
 BOOK_FIELDS: Final = (
     "scalars",
@@ -37,7 +38,7 @@ BOOK_FIELDS: Final = (
     "depth",
     "events",
 )
-BOOK_FIRST: Final = 8
+BOOK_FIRST: Final = 16
 # Context words: what the running batch is about.
 W_SEQUENCE: Final = 32
 W_TIME_NS: Final = 33
@@ -73,6 +74,7 @@ class State(NamedTuple):
     entries: Any
     links: Any
     heads: Any
+    open_accounts: Any
     book: Any
     touch: Any
     bits0: Any
@@ -101,6 +103,7 @@ def form_state(context: int) -> State:
         words(work[5], CLIENT_ENTRY_WORDS),
         words(work[6], 1),
         words(work[7], 1),
+        halves(work[8], 1),
         words(work[BOOK_FIRST], 1),
         words(work[BOOK_FIRST + 1], 1),
         bitmap(work[BOOK_FIRST + 2], 1),

@@ -218,6 +218,8 @@ class _CommandKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CommandKi
     """Open, restrict or halt the pair."""
     COMMAND_KIND_SET_PRICE_BAND: _CommandKind.ValueType  # 11
     """Set the price band of the pair."""
+    COMMAND_KIND_DIGEST_ACCOUNTS: _CommandKind.ValueType  # 12
+    """Say what all accounts have; changes nothing."""
 
 class CommandKind(_CommandKind, metaclass=_CommandKindEnumTypeWrapper):
     """What a command asks of the engine."""
@@ -246,6 +248,8 @@ COMMAND_KIND_SET_PAIR_STATUS: CommandKind.ValueType  # 10
 """Open, restrict or halt the pair."""
 COMMAND_KIND_SET_PRICE_BAND: CommandKind.ValueType  # 11
 """Set the price band of the pair."""
+COMMAND_KIND_DIGEST_ACCOUNTS: CommandKind.ValueType  # 12
+"""Say what all accounts have; changes nothing."""
 Global___CommandKind: _TypeAlias = CommandKind  # noqa: Y015
 
 class _ExecutionKind:
@@ -282,6 +286,8 @@ class _ExecutionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Executi
     """Status or price band of the pair was set."""
     EXECUTION_KIND_ALL_CANCELLED: _ExecutionKind.ValueType  # 13
     """A cancel-all is complete; its quantity is the number of orders."""
+    EXECUTION_KIND_DIGEST: _ExecutionKind.ValueType  # 14
+    """What all accounts have, as one number and in sums."""
 
 class ExecutionKind(_ExecutionKind, metaclass=_ExecutionKindEnumTypeWrapper):
     """What a fact in the execution log says."""
@@ -314,6 +320,8 @@ EXECUTION_KIND_PAIR_SET: ExecutionKind.ValueType  # 12
 """Status or price band of the pair was set."""
 EXECUTION_KIND_ALL_CANCELLED: ExecutionKind.ValueType  # 13
 """A cancel-all is complete; its quantity is the number of orders."""
+EXECUTION_KIND_DIGEST: ExecutionKind.ValueType  # 14
+"""What all accounts have, as one number and in sums."""
 Global___ExecutionKind: _TypeAlias = ExecutionKind  # noqa: Y015
 
 class _Reason:

@@ -427,6 +427,74 @@ class SetPriceBandResponse(_message.Message):
 Global___SetPriceBandResponse: _TypeAlias = SetPriceBandResponse  # noqa: Y015
 
 @_typing.final
+class DigestAccountsRequest(_message.Message):
+    """Names the pair."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIR_FIELD_NUMBER: _builtins.int
+    pair: _builtins.str
+    """The pair, such as BTC-USDT."""
+    def __init__(
+        self,
+        *,
+        pair: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pair", b"pair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestAccountsRequest: _TypeAlias = DigestAccountsRequest  # noqa: Y015
+
+@_typing.final
+class DigestAccountsResponse(_message.Message):
+    """What all accounts of the pair have after the command's place in the order, free and held. Row
+    digests and their sum are defined in exchange/account_digest.py.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    ACCOUNT_COUNT_FIELD_NUMBER: _builtins.int
+    BASE_UNITS_FIELD_NUMBER: _builtins.int
+    QUOTE_UNITS_FIELD_NUMBER: _builtins.int
+    FEE_UNITS_FIELD_NUMBER: _builtins.int
+    digest: _builtins.int
+    """Sum of the row digests modulo 2^64, as a signed number."""
+    account_count: _builtins.int
+    """Accounts that have anything."""
+    base_units: _builtins.int
+    """Smallest units of the base asset of all accounts."""
+    quote_units: _builtins.int
+    """Smallest units of the quote asset of all accounts."""
+    fee_units: _builtins.int
+    """Fees taken, in smallest quote units; not part of any account."""
+    @_builtins.property
+    def report(self) -> _execution_pb2.CommandReport:
+        """DIGEST; its first_number is the place in the execution log up to which the sums count."""
+
+    def __init__(
+        self,
+        *,
+        report: _execution_pb2.CommandReport | None = ...,
+        digest: _builtins.int = ...,
+        account_count: _builtins.int = ...,
+        base_units: _builtins.int = ...,
+        quote_units: _builtins.int = ...,
+        fee_units: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_count", b"account_count", "base_units", b"base_units", "digest", b"digest", "fee_units", b"fee_units", "quote_units", b"quote_units", "report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestAccountsResponse: _TypeAlias = DigestAccountsResponse  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     """Names the pair."""
 

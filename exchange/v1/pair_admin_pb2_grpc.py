@@ -70,6 +70,11 @@ class PairAdminServiceStub:
                 request_serializer=exchange_dot_v1_dot_pair__admin__pb2.SetPriceBandRequest.SerializeToString,
                 response_deserializer=exchange_dot_v1_dot_pair__admin__pb2.SetPriceBandResponse.FromString,
                 _registered_method=True)
+        self.DigestAccounts = channel.unary_unary(
+                '/exchange.v1.PairAdminService/DigestAccounts',
+                request_serializer=exchange_dot_v1_dot_pair__admin__pb2.DigestAccountsRequest.SerializeToString,
+                response_deserializer=exchange_dot_v1_dot_pair__admin__pb2.DigestAccountsResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/exchange.v1.PairAdminService/GetStatus',
                 request_serializer=exchange_dot_v1_dot_pair__admin__pb2.GetStatusRequest.SerializeToString,
@@ -131,6 +136,14 @@ class PairAdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DigestAccounts(self, request, context):
+        """Sum up what all accounts have at one place of the journaled order, to be compared with the books
+        as they stand after the same execution. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Show what the engine is doing.
         """
@@ -175,6 +188,11 @@ def add_PairAdminServiceServicer_to_server(servicer, server):
                     servicer.SetPriceBand,
                     request_deserializer=exchange_dot_v1_dot_pair__admin__pb2.SetPriceBandRequest.FromString,
                     response_serializer=exchange_dot_v1_dot_pair__admin__pb2.SetPriceBandResponse.SerializeToString,
+            ),
+            'DigestAccounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.DigestAccounts,
+                    request_deserializer=exchange_dot_v1_dot_pair__admin__pb2.DigestAccountsRequest.FromString,
+                    response_serializer=exchange_dot_v1_dot_pair__admin__pb2.DigestAccountsResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -372,6 +390,33 @@ class PairAdminService:
             '/exchange.v1.PairAdminService/SetPriceBand',
             exchange_dot_v1_dot_pair__admin__pb2.SetPriceBandRequest.SerializeToString,
             exchange_dot_v1_dot_pair__admin__pb2.SetPriceBandResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DigestAccounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exchange.v1.PairAdminService/DigestAccounts',
+            exchange_dot_v1_dot_pair__admin__pb2.DigestAccountsRequest.SerializeToString,
+            exchange_dot_v1_dot_pair__admin__pb2.DigestAccountsResponse.FromString,
             options,
             channel_credentials,
             insecure,

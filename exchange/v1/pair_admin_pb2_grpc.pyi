@@ -51,6 +51,10 @@ class PairAdminServiceStub:
     """Open, restrict or halt the pair."""
     SetPriceBand: _grpc.UnaryUnaryMultiCallable[_pair_admin_pb2.SetPriceBandRequest, _pair_admin_pb2.SetPriceBandResponse]
     """Set the price band of the pair."""
+    DigestAccounts: _grpc.UnaryUnaryMultiCallable[_pair_admin_pb2.DigestAccountsRequest, _pair_admin_pb2.DigestAccountsResponse]
+    """Sum up what all accounts have at one place of the journaled order, to be compared with the books
+    as they stand after the same execution. Changes nothing.
+    """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_pair_admin_pb2.GetStatusRequest, _pair_admin_pb2.GetStatusResponse]
     """Show what the engine is doing."""
 
@@ -75,6 +79,10 @@ class PairAdminServiceAsyncStub(PairAdminServiceStub):
     """Open, restrict or halt the pair."""
     SetPriceBand: _aio.UnaryUnaryMultiCallable[_pair_admin_pb2.SetPriceBandRequest, _pair_admin_pb2.SetPriceBandResponse]  # type: ignore[assignment]
     """Set the price band of the pair."""
+    DigestAccounts: _aio.UnaryUnaryMultiCallable[_pair_admin_pb2.DigestAccountsRequest, _pair_admin_pb2.DigestAccountsResponse]  # type: ignore[assignment]
+    """Sum up what all accounts have at one place of the journaled order, to be compared with the books
+    as they stand after the same execution. Changes nothing.
+    """
     GetStatus: _aio.UnaryUnaryMultiCallable[_pair_admin_pb2.GetStatusRequest, _pair_admin_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Show what the engine is doing."""
 
@@ -138,6 +146,16 @@ class PairAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pair_admin_pb2.SetPriceBandResponse, _abc.Awaitable[_pair_admin_pb2.SetPriceBandResponse]]:
         """Set the price band of the pair."""
+
+    @_abc_1.abstractmethod
+    def DigestAccounts(
+        self,
+        request: _pair_admin_pb2.DigestAccountsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pair_admin_pb2.DigestAccountsResponse, _abc.Awaitable[_pair_admin_pb2.DigestAccountsResponse]]:
+        """Sum up what all accounts have at one place of the journaled order, to be compared with the books
+        as they stand after the same execution. Changes nothing.
+        """
 
     @_abc_1.abstractmethod
     def GetStatus(

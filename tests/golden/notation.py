@@ -322,6 +322,11 @@ class Speaker:
             fields["quantity"] = words.number()
         return fields
 
+    def digest(self, words: Words) -> dict[str, int]:
+        """Read `digest`."""
+        del words
+        return {"kind": CommandKind.DIGEST_ACCOUNTS}
+
     # From executions to facts.
 
     def facts(self, rows: list[list[int]]) -> list[str]:
@@ -368,6 +373,13 @@ class Speaker:
             return f"{word} {lots}: free {leaves}, held {filled}"
         if kind == ExecutionKind.ALL_CANCELLED:
             return f"{word}: {lots}"
+        if kind == ExecutionKind.DIGEST:
+            digest, count = row[[records.E_DIGEST, records.E_ACCOUNT_COUNT]].tolist()
+            base, quote, fees = row[
+                [records.E_BASE_TOTAL, records.E_QUOTE_TOTAL, records.E_FEES_TAKEN]
+            ].tolist()
+            sums = f"{count} accounts, base {base}, quote {quote}, fees {fees}"
+            return f"{word} {digest % (1 << 64):016x}: {sums}"
         return word
 
     def maker(self, row: records.Rows) -> str:
@@ -397,6 +409,7 @@ READERS: dict[str, Reader] = {
     "kill": Speaker.kill,
     "status": Speaker.status,
     "band": Speaker.band,
+    "digest": Speaker.digest,
 }
 
 

@@ -210,6 +210,40 @@ def test_settings_change_what_an_account_may_do(channel: grpc.Channel) -> None:
     assert admin.AllotFunds(repeated).report.reason == enums.REASON_TRANSFER_REPEATED
 
 
+def test_the_digest_tells_a_movement_of_money_and_no_hold(
+    channel: grpc.Channel, alice: Client, bob: Client
+) -> None:
+    admin = pair_admin_pb2_grpc.PairAdminServiceStub(channel)
+
+    def digest() -> pair_admin_pb2.DigestAccountsResponse:
+        request = pair_admin_pb2.DigestAccountsRequest(pair=PAIR)
+        return admin.DigestAccounts(request, timeout=DEADLINE_S)
+
+    def told(one: pair_admin_pb2.DigestAccountsResponse) -> tuple[int, ...]:
+        return (one.digest, one.account_count, one.base_units, one.quote_units, one.fee_units)
+
+    first = digest()
+    assert first.report.kind == enums.EXECUTION_KIND_DIGEST
+    assert (first.report.order_id, first.report.client_order_id) == (0, 0)
+    assert first.report.first_number == first.report.last_number
+    alice.submit(side=SELL, price="59000", quantity="0.1")
+    second = digest()
+    assert told(second) == told(first)
+    assert second.report.sequence > first.report.sequence
+    traded = bob.submit(price="59000", quantity="0.1")
+    assert traded.filled_lots == 10_000
+    third = digest()
+    assert third.digest != second.digest
+    assert third.account_count == second.account_count
+    assert third.base_units == second.base_units
+    fees = third.fee_units - second.fee_units
+    assert third.quote_units == second.quote_units - fees
+    assert fees > 0
+    request = pair_admin_pb2.DigestAccountsRequest(pair="ETH-EUR")
+    _, info = refused(lambda: admin.DigestAccounts(request, timeout=DEADLINE_S))
+    assert info.reason == "PAIR_UNKNOWN"
+
+
 def test_a_halted_pair_takes_nothing_and_says_so(channel: grpc.Channel, alice: Client) -> None:
     admin = pair_admin_pb2_grpc.PairAdminServiceStub(channel)
 

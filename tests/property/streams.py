@@ -216,7 +216,7 @@ class Author:
             if wait == 0:
                 return remedy
             self.remedies.append((wait - 1, remedy))
-        throw = self.dice.number(0, 99)
+        throw = self.dice.number(0, 100)
         write = next(writer for limit, writer in WRITERS if throw < limit)
         command = write(self)
         if self.dice.number(0, 39) == 39:
@@ -387,6 +387,11 @@ class Author:
         flags = among(self.dice, (0, records.COMMAND_FLAG_DISCONNECTED))
         return [verb, 0, 0, records.command_price(0, 0, flags), 0, self.source(), 0, 0]
 
+    def digest(self) -> list[int]:
+        """Ask for the digest of all accounts; the account named must not matter."""
+        kind = CommandKind.DIGEST_ACCOUNTS
+        return [records.command_verb(kind, self.account()), 0, 0, 0, 0, self.source(), 0, 0]
+
     # Funds and settings.
 
     def funds(self, kind: CommandKind, account: int, asset: int, amount: int) -> list[int]:
@@ -445,9 +450,8 @@ class Author:
             command[6] = among(dice, (1, 1, 1, 1, 2, 3, 0, 4))
         else:
             capacity = universe.instrument.price_capacity_ticks
-            command[6] = among(
-                dice, (1, 1, universe.lowest, universe.highest, universe.highest + 1, 0)
-            )
+            low = (1, 1, universe.lowest, universe.highest, universe.highest + 1, 0)
+            command[6] = among(dice, low)
             command[7] = among(dice, (capacity - 1, capacity - 1, universe.highest, capacity))
             command[4] = among(dice, (0, 0, 1, 100_000, 1_000_000, 1_000_001, -1))
             remedy[6], remedy[7] = 1, capacity - 1
@@ -469,10 +473,9 @@ class Author:
         if way == 0:
             shift = among(self.dice, (0, 8, 16, 24))
             spoilt[0] &= ~(0xFF << shift)
-            spoilt[0] |= among(self.dice, (0, 3, 4, 5, 12, 255)) << shift
+            spoilt[0] |= among(self.dice, (0, 3, 4, 5, 12, 13, 255)) << shift
         elif way == 1:
-            spoilt[3] &= ~(0xFF << 32)
-            spoilt[3] |= among(self.dice, (0, 6, 255)) << 32
+            spoilt[3] = spoilt[3] & ~(0xFF << 32) | among(self.dice, (0, 6, 255)) << 32
         elif way == 2:
             spoilt[3] ^= self.dice.number(0, (1 << 24) - 1) << 40
         else:
@@ -493,4 +496,5 @@ WRITERS = (
     (94, Author.move_funds),
     (99, Author.setting),
     (100, Author.cancel_all),
+    (101, Author.digest),
 )

@@ -25,6 +25,7 @@ from tests.reference.accounts import MILLION, Account, hold_per_lot
 from tests.reference.book import Order
 from tests.reference.client_ids import ClientIds, Remembered
 from tests.reference.commands import DISCONNECTED, LEAVES, Command, read_command
+from tests.reference.digest import digest_of
 from tests.reference.executions import Executions, price_field
 from tests.reference.invariants import check_market
 from tests.reference.trading import Market
@@ -59,6 +60,7 @@ class ReferenceEngine:
             CommandKind.SET_KILL_SWITCH: self.set_account,
             CommandKind.SET_PAIR_STATUS: self.set_pair,
             CommandKind.SET_PRICE_BAND: self.set_pair,
+            CommandKind.DIGEST_ACCOUNTS: self.digest_accounts,
         }
 
     def apply(self, command_row: Sequence[int], sequence: int, time_ns: int) -> list[list[int]]:
@@ -435,6 +437,13 @@ class ReferenceEngine:
             return OK if fits else Reason.BALANCE_OVERFLOW
         free = self.market.open_accounts[command.account].free[asset]
         return OK if command.quantity <= free else Reason.INSUFFICIENT_FUNDS
+
+    def digest_accounts(self, command: Command) -> None:
+        """Say what all accounts have."""
+        del command
+        fees = self.market.fees_taken
+        digest, count, base, quote = digest_of(self.market.open_accounts.values(), fees)
+        self.out.emit(ExecutionKind.DIGEST, 0, 0, 0, digest, count, 0, base, quote, 0, fees)
 
     # Settings.
 

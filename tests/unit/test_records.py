@@ -91,11 +91,12 @@ def test_full_neighbours_do_not_shine_through(
 
 def test_words_of_different_meaning_do_not_collide() -> None:
     shared = {
-        "E_CLIENT_ORDER_ID": {"E_TRANSFER_NUMBER"},
-        "E_QUANTITY": {"E_AMOUNT"},
-        "E_LEAVES": {"E_FREE"},
+        "E_ORDER_ID": {"E_DIGEST"},
+        "E_CLIENT_ORDER_ID": {"E_TRANSFER_NUMBER", "E_ACCOUNT_COUNT"},
+        "E_QUANTITY": {"E_AMOUNT", "E_BASE_TOTAL"},
+        "E_LEAVES": {"E_FREE", "E_QUOTE_TOTAL"},
         "E_FILLED": {"E_HELD"},
-        "E_FEE": {"E_FIRST_NUMBER", "E_COMMAND_KIND"},
+        "E_FEE": {"E_FIRST_NUMBER", "E_COMMAND_KIND", "E_FEES_TAKEN"},
         "C_CLIENT_ORDER_ID": {"C_TRANSFER_NUMBER"},
         "C_QUANTITY": {"C_AMOUNT"},
     }
