@@ -1,18 +1,15 @@
 """The door of the books: LedgerService on a synchronous server, one thread and connection a call.
 
-What the books refuse ends a call with its reason; a database that is away is UNAVAILABLE, and the
-next call finds it again; books older than they once were are FAILED_PRECONDITION until somebody
-has looked. It translates and decides nothing: that is `ledgerd.ledger` and `ledgerd.books`.
+How a refusal ends a call is `ledgerd.doors.answers`. It translates and decides nothing: that is
+`ledgerd.ledger` and `ledgerd.books`.
 
 It believes its callers: it listens on the machine's own address only.
 """
 
-import functools
-import logging
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Final
 from uuid import UUID
 
 import grpc
@@ -21,17 +18,17 @@ from grpc_reflection.v1alpha import reflection
 from sqlalchemy import Engine
 
 from exchange.enums import Asset
-from exchange.refusal import Code, Refusal, Refused
-from exchange.service import STATUS_DETAILS, ServerOptions, status_of
+from exchange.refusal import Refusal, Refused
+from exchange.service import ServerOptions
 from exchange.units import format_decimal
 from exchange.v1 import ledger_pb2, ledger_pb2_grpc
 from ledgerd import audit
 from ledgerd.books import queries
 from ledgerd.chart import AccountName, OwnerKind, Phase, Purpose, TransferKind
-from ledgerd.database import GONE
+from ledgerd.doors.answers import answered, enumerated, identity
 from ledgerd.follower import Status
 from ledgerd.heads import BooksAreOlder
-from ledgerd.ledger import BooksUnbalanced, Ledger
+from ledgerd.ledger import Ledger
 from ledgerd.reserves.merkle import NONCE_BYTES
 from ledgerd.transfers import Leg, NewTransfer
 
@@ -41,79 +38,12 @@ CALL_LIMIT: Final = 1_000
 OF_CUSTODY: Final = (TransferKind.DEPOSIT, TransferKind.WITHDRAWAL)
 """Kinds that only the custody pipelines make: each stands for something outside."""
 
-Request = TypeVar("Request")
-Response = TypeVar("Response")
-Call = Callable[[Any, Request, grpc.ServicerContext], Response]
-
-log = logging.getLogger(__name__)
-
-_STATUS_OF: Final = {code.value[0]: code for code in grpc.StatusCode}
-_GONE: Final = Refusal(
-    Code.UNAVAILABLE,
-    "DATABASE_UNAVAILABLE",
-    "the database of the books does not answer; whatever was asked may have been done, repeat it"
-    " with the same id",
-)
-_UNEXPECTED: Final = Refusal(
-    Code.INTERNAL, "INTERNAL", "the server failed to handle the call; its log says why"
-)
-
-
-def _abort(context: grpc.ServicerContext, refusal: Refusal) -> NoReturn:
-    details = ((STATUS_DETAILS, status_of(refusal).SerializeToString()),)
-    context.set_trailing_metadata(details)
-    context.abort(_STATUS_OF[int(refusal.code)], refusal.message)
-    raise AssertionError("abort returned")
-
-
-def _answered(call: Call[Request, Response]) -> Call[Request, Response]:
-    """Turn what a call raises into the end of the call."""
-
-    @functools.wraps(call)
-    def answered(self: Any, request: Request, context: grpc.ServicerContext) -> Response:
-        try:
-            self.refuse_if_older()
-            return call(self, request, context)
-        except Refused as refused:
-            refusal = refused.refusal
-        except GONE as error:
-            log.warning("%s: %s", call.__name__, error)
-            refusal = _GONE
-        except BooksAreOlder as error:
-            refusal = Refusal(Code.FAILED_PRECONDITION, "BOOKS_OLDER", str(error))
-        except BooksUnbalanced as error:
-            refusal = Refusal(Code.FAILED_PRECONDITION, "BOOKS_UNBALANCED", str(error))
-        except Exception:
-            log.exception("%s failed", call.__name__)
-            refusal = _UNEXPECTED
-        _abort(context, refusal)
-
-    return answered
-
-
-def _id(field: str, value: bytes) -> UUID:
-    if len(value) != 16:
-        raise Refused(Refusal.of_field("ID_INVALID", field, value.hex(), "16 bytes"))
-    return UUID(bytes=value)
-
-
-Number = TypeVar("Number", OwnerKind, Purpose, TransferKind, Phase, Asset)
-
-
-def _enumerated(kind: type[Number], field: str, value: int) -> Number:
-    try:
-        return kind(value)
-    except ValueError:
-        raise Refused(
-            Refusal.of_field("ENUM_INVALID", field, value, f"a {kind.__name__} that exists")
-        ) from None
-
 
 def _name(message: ledger_pb2.AccountName) -> AccountName:
     return AccountName(
-        _enumerated(OwnerKind, "owner_kind", message.owner_kind),
+        enumerated(OwnerKind, "owner_kind", message.owner_kind),
         message.owner_id,
-        _enumerated(Purpose, "purpose", message.purpose),
+        enumerated(Purpose, "purpose", message.purpose),
         message.asset,
         message.pair,
     )
@@ -130,22 +60,22 @@ def _name_message(name: AccountName) -> ledger_pb2.AccountName:
 
 
 def _new_transfer(message: ledger_pb2.NewTransfer) -> NewTransfer:
-    kind = _enumerated(TransferKind, "kind", message.kind)
+    kind = enumerated(TransferKind, "kind", message.kind)
     if kind in OF_CUSTODY:
         # What is pending of these kinds is resolved with the same kind, so this covers it, too.
         limit = "a kind that no deposit or withdrawal is booked as"
         raise Refused(Refusal.of_field("KIND_OF_CUSTODY", "kind", kind.name, limit))
-    pending = _id("pending_id", message.pending_id) if message.pending_id else None
+    pending = identity("pending_id", message.pending_id) if message.pending_id else None
     legs = tuple(Leg(_name(leg.name), leg.amount_units) for leg in message.legs)
     for leg in legs:
         if leg.account.purpose == Purpose.CUSTODY and kind != TransferKind.CORRECTION:
             limit = "an account inside the exchange, unless this is a CORRECTION"
             raise Refused(Refusal.of_field("ACCOUNT_OF_CUSTODY", "account", leg.account, limit))
     return NewTransfer(
-        _id("id", message.id),
+        identity("id", message.id),
         kind,
         legs,
-        _enumerated(Phase, "phase", message.phase),
+        enumerated(Phase, "phase", message.phase),
         pending,
         message.amount_units,
         message.expires_ns,
@@ -181,7 +111,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         if sentence:
             raise BooksAreOlder(sentence)
 
-    @_answered
+    @answered
     def OpenAccounts(
         self, request: ledger_pb2.OpenAccountsRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.OpenAccountsResponse:
@@ -194,12 +124,12 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
                 raise Refused(Refusal.of_field("ACCOUNT_OF_ENGINE", "name", name, limit))
         return ledger_pb2.OpenAccountsResponse(account_ids=self._ledger.open_accounts(names))
 
-    @_answered
+    @answered
     def ListBalances(
         self, request: ledger_pb2.ListBalancesRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.ListBalancesResponse:
         """Show balances, now or as of a moment."""
-        kind = _enumerated(OwnerKind, "owner_kind", request.owner_kind)
+        kind = enumerated(OwnerKind, "owner_kind", request.owner_kind)
         moment = request.as_of.WhichOneof("moment")
         answer = ledger_pb2.ListBalancesResponse()
         with queries.reading(self._engine) as session:
@@ -229,7 +159,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
                 )
         return answer
 
-    @_answered
+    @answered
     def ListStatement(
         self, request: ledger_pb2.ListStatementRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.ListStatementResponse:
@@ -260,7 +190,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             answer.next_page_token = str(answer.lines[-1].version)
         return answer
 
-    @_answered
+    @answered
     def PostTransfers(
         self, request: ledger_pb2.PostTransfersRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.PostTransfersResponse:
@@ -274,12 +204,12 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             )
         return answer
 
-    @_answered
+    @answered
     def GetTransfer(
         self, request: ledger_pb2.GetTransferRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.GetTransferResponse:
         """Show one transfer."""
-        asked = _id("id", request.id) if request.id else None
+        asked = identity("id", request.id) if request.id else None
         with queries.reading(self._engine) as session:
             whole = queries.whole_transfer(session, request.transfer_id, asked)
             answer = ledger_pb2.GetTransferResponse(
@@ -302,7 +232,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
                 )
         return answer
 
-    @_answered
+    @answered
     def AllotTradingFunds(
         self, request: ledger_pb2.AllotTradingFundsRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.AllotTradingFundsResponse:
@@ -312,7 +242,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             transfer_number=done.number, trading_units=done.trading_units
         )
 
-    @_answered
+    @answered
     def RecallTradingFunds(
         self, request: ledger_pb2.RecallTradingFundsRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.RecallTradingFundsResponse:
@@ -320,7 +250,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         done = self._ledger.recall(*_instruction(request))
         return ledger_pb2.RecallTradingFundsResponse(transfer_number=done.number)
 
-    @_answered
+    @answered
     def ListInstructions(
         self, request: ledger_pb2.ListInstructionsRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.ListInstructionsResponse:
@@ -343,7 +273,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
                 )
         return answer
 
-    @_answered
+    @answered
     def GetTrialBalance(
         self, request: ledger_pb2.GetTrialBalanceRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.GetTrialBalanceResponse:
@@ -365,7 +295,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         answer.balanced = not any(totals.values())
         return answer
 
-    @_answered
+    @answered
     def ListSettlements(
         self, request: ledger_pb2.ListSettlementsRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.ListSettlementsResponse:
@@ -383,7 +313,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             )
         return answer
 
-    @_answered
+    @answered
     def ListSeals(
         self, request: ledger_pb2.ListSealsRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.ListSealsResponse:
@@ -405,7 +335,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
                 )
         return answer
 
-    @_answered
+    @answered
     def VerifyBooks(
         self, request: ledger_pb2.VerifyBooksRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.VerifyBooksResponse:
@@ -419,7 +349,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             posting_count=report.posting_count,
         )
 
-    @_answered
+    @answered
     def TakeLiabilitySnapshot(
         self, request: ledger_pb2.TakeLiabilitySnapshotRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.TakeLiabilitySnapshotResponse:
@@ -435,7 +365,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
                 time_ns=kept.time_ns,
             )
 
-    @_answered
+    @answered
     def GetLiabilityProof(
         self, request: ledger_pb2.GetLiabilityProofRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.GetLiabilityProofResponse:
@@ -458,16 +388,24 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
 def _instruction(
     request: ledger_pb2.AllotTradingFundsRequest | ledger_pb2.RecallTradingFundsRequest,
 ) -> tuple[UUID, str, int, Asset, int, str]:
-    asset = _enumerated(Asset, "asset", request.asset)
-    asked = _id("id", request.id)
+    asset = enumerated(Asset, "asset", request.asset)
+    asked = identity("id", request.id)
     return asked, request.pair, request.owner_id, asset, request.amount_units, request.actor
 
 
 class LedgerServer:
     """The server with health and reflection; health says whether the books can be used."""
 
-    def __init__(self, servicer: LedgerServicer, options: ServerOptions, threads: int) -> None:
+    def __init__(
+        self,
+        servicer: LedgerServicer,
+        options: ServerOptions,
+        threads: int,
+        beside: Sequence[str] = (),
+    ) -> None:
+        """Make the server; `beside` names the other services that are added to it."""
         self.options = options
+        self._names = (SERVICE_NAME, *beside)
         self.health = health.HealthServicer()
         self.server = grpc.server(
             futures.ThreadPoolExecutor(threads, thread_name_prefix="ledger-call"),
@@ -476,7 +414,7 @@ class LedgerServer:
         )
         ledger_pb2_grpc.add_LedgerServiceServicer_to_server(servicer, self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self.server)
 
     def start(self) -> int:
@@ -492,7 +430,7 @@ class LedgerServer:
         """Say whether the books can be used."""
         answer = health_pb2.HealthCheckResponse
         status = answer.SERVING if serving else answer.NOT_SERVING
-        for name in ("", "ledger", SERVICE_NAME):
+        for name in ("", "ledger", *self._names):
             self.health.set(name, status)
 
     def stop(self) -> None:
