@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     from holdfast.errors import HoldfastError
-    from holdfast.supervisor import SupervisorError
+    from holdfast.running.supervisor import SupervisorError
 
     parser = _parser()
     given = parser.parse_args(arguments)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.status import Status
 
 from exchange.compiled import cache_directory, sources_hash
-from holdfast.supervisor import SupervisorError
+from holdfast.running.supervisor import SupervisorError
 
 # The services are told by their command lines: this package imports none of them.
 _COMPILERS: Final = {

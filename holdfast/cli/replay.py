@@ -29,14 +29,15 @@ from exchange.records import C_CLIENT_ORDER_ID, C_VERB, EXECUTION_WORDS, Rows, a
 from exchange.units import units_to_amount
 from holdfast import packed
 from holdfast.cli.compilation import compile_kernels
-from holdfast.cli.opening import until_open
 from holdfast.client import AsyncClient
 from holdfast.errors import accepted
 from holdfast.replay import FORMATS, Recording, RecordingError, read
 from holdfast.replay.flash1 import Flash1Recording
 from holdfast.replay.formats import fill_rows
 from holdfast.retry import Retry
-from holdfast.supervisor import PairPlan, Supervisor, free_ports
+from holdfast.running.opening import until_open
+from holdfast.running.plan import PairPlan, Plan
+from holdfast.running.supervisor import Supervisor, free_ports
 
 WINDOW: Final = 16
 """Batches under way at a time."""
@@ -248,22 +249,22 @@ async def _own_exchange(
         (port,) = free_ports(1)
         instruments = run / "instruments.toml"
         instruments.write_text(_toml(recording.instrument), encoding="utf-8")
-        plan = PairPlan(
-            pair=recording.instrument.pair,
-            run=run,
-            orders_port=port,
-            market_data_port=0,
-            entry_count=1,
+        pair = PairPlan(recording.instrument.pair, port, entry_count=1)
+        plan = Plan(
+            run,
+            (pair,),
             durability=given.durability,
             instruments=instruments,
             segments=str(segments),
         )
-        target = f"127.0.0.1:{port}"
-        async with Supervisor(plan) as supervisor, AsyncClient(plan.pair, target=target) as client:
-            with console.status(f"starting an exchange for {plan.pair}"):
+        async with (
+            Supervisor(plan) as supervisor,
+            AsyncClient(pair.pair, target=pair.target) as client,
+        ):
+            with console.status(f"starting an exchange for {pair.pair}"):
                 await supervisor.start()
                 await until_open(supervisor, client)
-            yield target
+            yield pair.target
 
 
 @contextlib.contextmanager

@@ -1,46 +1,66 @@
-"""`holdfast run`: one pair on this machine, with generated flow and a live view.
+"""`holdfast run`: a whole exchange on this machine, with generated flow and a live view.
 
-Everything it starts it also stops: Ctrl-C, SIGTERM and `--seconds` drain from the doors inwards.
-A second run on the same folder goes on where the first one stopped.
+Two pairs that share an asset, the books on a PostgreSQL of their own, the risk service and the
+market data gateway. Everything it starts it also stops: Ctrl-C, SIGTERM and `--seconds` drain from
+the doors inwards, until the books have settled what the engines said. A second run on the same
+folder goes on where the first one stopped.
 """
 
 import argparse
 import asyncio
 import contextlib
-import json
 import signal
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.live import Live
 
+from exchange.config import load_instrument
 from holdfast.cli.compilation import compile_kernels
-from holdfast.cli.opening import until_open
 from holdfast.client import AsyncClient
-from holdfast.errors import CallFailed
-from holdfast.flow import FIRST_PRICE, VISITOR, fund
-from holdfast.live_view import LEVELS_SHOWN, ProcessLine, Screen
 from holdfast.retry import Retry
-from holdfast.supervisor import PairPlan, Supervisor, last_words
+from holdfast.running import plan as plans
+from holdfast.running.demonstration import decimals_of, first_price, fund, supply_maker
+from holdfast.running.draining import drain
+from holdfast.running.guidance import lines_to_try
+from holdfast.running.live_view import Screen
+from holdfast.running.money_view import MoneyScreen
+from holdfast.running.opening import until_open, until_serving
+from holdfast.running.pair_view import PairScreen
+from holdfast.running.plan import MoneyPlan, PairPlan, Plan, Process, Stage
+from holdfast.running.services import Services
+from holdfast.running.supervisor import Supervisor
+from holdfast.running.watching import FRAMES_PER_SECOND, Watcher
 
-FRAMES_PER_SECOND: Final = 4
 FLOW: Final = "flow"
 _LOOK: Final = Retry(patience_s=3_600.0, attempt_s=1.0)
-_ONCE: Final = Retry(patience_s=0.5, attempt_s=0.5)
 
 
 def add_commands(commands: Any) -> None:
     """Add this module's commands to the parser."""
-    parser = commands.add_parser("run", help="start a pair with generated flow and a live view")
-    parser.add_argument("--pair", default="BTC-USDT")
+    parser = commands.add_parser(
+        "run", help="start an exchange with generated flow and a live view"
+    )
+    parser.add_argument(
+        "--pair",
+        action="append",
+        metavar="PAIR[=PORT]",
+        help="a pair and the port of its order entry; may be given several times"
+        f" (default: {' and '.join(plans.PAIRS)})",
+    )
     parser.add_argument("--run", type=Path, default=Path("run"), help="folder that is kept")
-    parser.add_argument("--port", type=int, default=8850, help="order entry; market data: plus one")
-    parser.add_argument("--market-data-port", type=int, help="instead of --port plus one")
+    parser.add_argument(
+        "--port", type=int, default=plans.ORDERS_PORT, help="order entry of the first pair"
+    )
+    parser.add_argument("--market-data-port", type=int, help="instead of --port plus 1")
+    parser.add_argument("--ledger-port", type=int, help="instead of --port plus 20")
+    parser.add_argument("--risk-port", type=int, help="instead of --port plus 21")
     parser.add_argument("--durability", choices=("fsync", "os"), default="fsync")
-    parser.add_argument("--entries", type=int, default=2, help="order-entry processes")
-    parser.add_argument("--flow-rate", type=int, default=300, help="commands a second")
+    parser.add_argument("--entries", type=int, default=2, help="order-entry processes of each pair")
+    parser.add_argument("--flow-rate", type=int, default=300, help="commands a second in each pair")
     parser.add_argument("--no-flow", action="store_true", help="an empty exchange for yourself")
     parser.add_argument("--seed", type=int, default=1, help="what the flow's decisions come from")
     parser.add_argument("--seconds", type=int, help="stop by itself after so long")
@@ -48,32 +68,47 @@ def add_commands(commands: Any) -> None:
     parser.set_defaults(command=command)
 
 
+def plan_of(given: argparse.Namespace) -> Plan:
+    """Return the plan that the command line asks for. Raises ValueError."""
+    pairs = []
+    for place, item in enumerate(given.pair or plans.PAIRS):
+        pair, _, port = item.partition("=")
+        chosen = int(port) if port else given.port + plans.orders_offset(place)
+        pairs.append(PairPlan(pair, chosen, given.entries))
+    base: int = given.port
+    return Plan(
+        given.run,
+        tuple(pairs),
+        given.market_data_port or base + plans.MARKET_DATA_OFFSET,
+        MoneyPlan(
+            given.ledger_port or base + plans.LEDGER_OFFSET,
+            given.risk_port or base + plans.RISK_OFFSET,
+        ),
+        given.durability,
+        given.instruments,
+    ).validate()
+
+
 def command(given: argparse.Namespace) -> int:
     """Run until told to stop."""
-    market_data_port = given.market_data_port or given.port + 1
-    plan = PairPlan(
-        pair=given.pair,
-        run=given.run,
-        orders_port=given.port,
-        market_data_port=market_data_port,
-        entry_count=given.entries,
-        durability=given.durability,
-        instruments=given.instruments,
-    ).validate()
-    return asyncio.run(Run(plan, given).work())
+    return asyncio.run(Run(plan_of(given), given).work())
 
 
 class Run:
     """One `holdfast run` from start to stop."""
 
-    def __init__(self, plan: PairPlan, given: argparse.Namespace) -> None:
+    def __init__(self, plan: Plan, given: argparse.Namespace) -> None:
+        assert plan.money is not None
         self._plan = plan
         self._given = given
+        self._money = plan.money
+        self._instruments = [load_instrument(one.pair, plan.instruments) for one in plan.pairs]
         self._console = Console()
-        self._screen = Screen(plan.pair)
-        self._target = f"127.0.0.1:{plan.orders_port}"
-        self._market_data = f"127.0.0.1:{plan.market_data_port}"
-        self._report = plan.folder / "flow.json"
+        self._screen = Screen(
+            [PairScreen(one.pair) for one in plan.pairs],
+            MoneyScreen(decimals=decimals_of(self._instruments)),
+        )
+        self._report = plan.run / "flow.json"
         self._stopping = asyncio.Event()
 
     def _say(self, sentence: str) -> None:
@@ -84,16 +119,23 @@ class Run:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stopping.set)
-        async with Supervisor(self._plan) as supervisor:
+        async with Supervisor(self._plan) as supervisor, Services(self._money) as services:
             if supervisor.cleaned:
                 self._say(f"removed segments of dead owners: {', '.join(supervisor.cleaned)}")
-            await self._until_stopped(self._start_and_show(supervisor))
+            opened = await self._until_stopped(self._start_and_show(supervisor, services))
+            await supervisor.stop_stage(Stage.FLOW, self._say)
+            if opened:
+                left = await drain(self._plan, services)
+                self._say(f"not drained: {left}" if left else "the books have settled everything")
             await supervisor.stop(self._say)
-        self._say(self._last_word())
+        self._say(f"stopped; the state is in {self._plan.run}, the next run goes on there")
         return 0
 
-    async def _until_stopped(self, work: Any) -> None:
-        """Do the work until it ends or a stop is asked for; raises what the work raises."""
+    async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do the work until it ends or a stop is asked for; raises what the work raises.
+
+        Return whether the exchange had opened by then.
+        """
         task = asyncio.create_task(work)
         stop = asyncio.create_task(self._stopping.wait())
         await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -101,79 +143,71 @@ class Run:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        return any(one.status is not None for one in self._screen.pairs)
 
-    async def _start_and_show(self, supervisor: Supervisor) -> None:
+    async def _start_and_show(self, supervisor: Supervisor, services: Services) -> None:
         await compile_kernels(self._console)
         started_ns = time.monotonic_ns()
-        with self._console.status(f"starting {', '.join(self._plan.commands())}"):
+        pairs = ", ".join(one.pair for one in self._plan.pairs)
+        with self._console.status(f"starting {pairs}, the books, the risk service"):
             await supervisor.start()
-            async with AsyncClient(
-                self._plan.pair, target=self._target, market_data=self._market_data, retry=_LOOK
-            ) as client:
-                before = await until_open(supervisor, client)
-                funded = await fund(client)
-                price = _price_to_try((await client.ticker()).last_trade.price)
+            opened = [await self._opened(supervisor, one) for one in self._plan.pairs]
+            await until_serving(supervisor, services)
+            deposits = await fund(services, self._instruments)
+            await supply_maker(services, self._instruments)
         spent_ms = (time.monotonic_ns() - started_ns) // 1_000_000
-        count = before.committed_number
+        count = sum(number for number, _ in opened)
         found = f"as it was after {count:,} executions" if count else "new"
-        funds = f"{funded} transfers funded its accounts" if funded else "its accounts have funds"
-        self._say(
-            f"{self._plan.pair} is open, {found}; {funds}; started in {spent_ms / 1_000:.1f} s"
+        funds = (
+            f"{deposits} deposits funded its accounts" if deposits else "its accounts have funds"
         )
+        self._say(f"{pairs}: open, {found}; {funds}; started in {spent_ms / 1_000:.1f} s")
         self._report.unlink(missing_ok=True)
         if not self._given.no_flow:
-            await supervisor.add(FLOW, self._flow_arguments())
-        self._say(self._lines_to_try(price))
-        await self._show(supervisor)
+            await supervisor.add(Process(FLOW, self._flow_arguments(), Stage.FLOW))
+        self._say(lines_to_try(self._plan, opened[0][1]))
+        await self._show(supervisor, services)
+
+    async def _opened(self, supervisor: Supervisor, one: PairPlan) -> tuple[int, str]:
+        """Wait for a pair; return its executions so far, and a price at which an order may rest."""
+        async with AsyncClient(
+            one.pair, target=one.target, market_data=self._plan.market_data, retry=_LOOK
+        ) as client:
+            status = await until_open(supervisor, client)
+            last = (await client.ticker()).last_trade.price
+        self._screen.of(one.pair).see_status(time.monotonic_ns(), status)
+        instrument = next(known for known in self._instruments if known.pair == one.pair)
+        whole = int(last.partition(".")[0]) if last else first_price(instrument)
+        # A little below the market: inside of its band, and not taken at once.
+        return int(status.committed_number), str(max(1, whole * 95 // 100))
 
     def _flow_arguments(self) -> tuple[str, ...]:
-        arguments: tuple[str, ...] = ("-m", "holdfast.flow", "--pair", self._plan.pair)
-        arguments += ("--target", self._target, "--market-data", self._market_data)
+        arguments: tuple[str, ...] = ("-m", "holdfast.running.flow")
+        for one in self._plan.pairs:
+            arguments += ("--pair", f"{one.pair}={one.target}")
+        arguments += ("--market-data", self._plan.market_data, "--report", str(self._report))
         arguments += ("--rate", str(self._given.flow_rate), "--seed", str(self._given.seed))
-        arguments += ("--report", str(self._report))
         if self._plan.instruments is not None:
             arguments += ("--instruments", str(self._plan.instruments))
         return arguments
 
-    def _lines_to_try(self, price: str) -> str:
-        order = (
-            f'{{"pair": "{self._plan.pair}", "client_order_id": 1, "side": "SIDE_BUY",'
-            ' "order_type": "ORDER_TYPE_LIMIT",'
-            ' "time_in_force": "TIME_IN_FORCE_GOOD_TILL_CANCELLED",'
-            f' "price": "{price}", "quantity": "0.01"}}'
-        )
-        service = "exchange.v1.OrderEntryService/SubmitOrder"
-        return (
-            f"Try it, in another terminal (account {VISITOR} is funded and yours):\n"
-            f"  grpcurl -plaintext {self._target} list\n"
-            f"  grpcurl -plaintext -H 'holdfast-account: {VISITOR}' -d '{order}'"
-            f" {self._target} {service}\n"
-            f'  grpcurl -plaintext -d \'{{"pair": "{self._plan.pair}"}}\''
-            f" {self._market_data} exchange.v1.MarketDataService/StreamDepth\n"
-            f"Logs and state: {self._plan.folder}. Ctrl-C stops everything in good order."
-        )
-
     # The view.
 
-    async def _show(self, supervisor: Supervisor) -> None:
-        async with (
-            AsyncClient(
-                self._plan.pair, target=self._target, market_data=self._market_data, retry=_LOOK
-            ) as client,
-            asyncio.TaskGroup() as tasks,
-        ):
-            watchers = [
-                tasks.create_task(self._watch_book(client)),
-                tasks.create_task(self._watch_trades(client)),
-                tasks.create_task(self._watch_ticker(client)),
-                tasks.create_task(self._watch_status(client)),
-            ]
-            await self._draw(supervisor)
-            for watcher in watchers:
-                watcher.cancel()
+    async def _show(self, supervisor: Supervisor, services: Services) -> None:
+        watcher = Watcher(self._plan, self._screen, services, self._report)
+        watching = asyncio.create_task(watcher.run())
+        drawing = asyncio.create_task(self._draw(supervisor, watcher))
+        try:
+            done, _ = await asyncio.wait((watching, drawing), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (watching, drawing):
+                task.cancel()
+            await asyncio.gather(watching, drawing, return_exceptions=True)
 
-    async def _draw(self, supervisor: Supervisor) -> None:
-        """Draw until the time is up: a live picture, or a line a second where nobody looks."""
+    async def _draw(self, supervisor: Supervisor, watcher: Watcher) -> None:
+        """Draw until the time is up: a live picture, or lines once a second where nobody looks."""
         clock = asyncio.get_running_loop().time
         ends = clock() + self._given.seconds if self._given.seconds else None
         terminal = self._console.is_terminal
@@ -185,59 +219,11 @@ class Run:
                 stack.enter_context(live)
             while ends is None or clock() < ends:
                 await asyncio.sleep(pause_s)
-                self._look(supervisor)
+                watcher.look(supervisor)
+                now_ns = time.monotonic_ns()
                 if live is None:
-                    self._say(self._screen.line())
+                    for line in self._screen.lines(now_ns):
+                        self._say(line)
                 else:
-                    live.update(self._screen.picture(self._console.height), refresh=True)
-
-    def _look(self, supervisor: Supervisor) -> None:
-        now_ns = time.monotonic_ns()
-        self._screen.processes = [
-            ProcessLine(
-                child.name, child.pid, child.state, child.uptime_s(now_ns), child.restart_count
-            )
-            for child in supervisor.children.values()
-        ]
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            self._screen.flow = json.loads(self._report.read_text())
-        ill = [child for child in supervisor.children.values() if child.deaths_in_a_row > 1]
-        self._screen.footer = "\n".join(
-            f"{child.name} does not stay up: {last_words(child.log)}" for child in ill
-        )
-
-    async def _watch_book(self, client: AsyncClient) -> None:
-        async for book in client.watch_book(LEVELS_SHOWN, 1_000 // FRAMES_PER_SECOND):
-            self._screen.book = book
-
-    async def _watch_trades(self, client: AsyncClient) -> None:
-        async for trade in client.watch_trades():
-            self._screen.trades.append(trade)
-
-    async def _watch_ticker(self, client: AsyncClient) -> None:
-        async for ticker in client.watch_ticker(500):
-            self._screen.see_ticker(time.monotonic_ns(), ticker)
-
-    async def _watch_status(self, client: AsyncClient) -> None:
-        while True:
-            try:
-                status = await client.status(_ONCE)
-                self._screen.see_status(time.monotonic_ns(), status)
-            except CallFailed:
-                self._screen.status = None
-            await asyncio.sleep(0.5)
-
-    def _last_word(self) -> str:
-        status = self._screen.status
-        if status is None:
-            return f"{self._plan.pair} is stopped; its state is in {self._plan.folder}"
-        return (
-            f"{self._plan.pair} is stopped at sequence {status.sequence:,} or a little later;"
-            f" its state is in {self._plan.folder}, the next run goes on there"
-        )
-
-
-def _price_to_try(last: str) -> str:
-    """Return a price a little below the market: inside of its band, and not taken at once."""
-    whole = int(last.partition(".")[0]) if last else FIRST_PRICE
-    return str(max(1, whole * 95 // 100))
+                    size = self._console.size
+                    live.update(self._screen.picture(now_ns, size.width, size.height), refresh=True)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from holdfast.supervisor import free_ports
+from holdfast.running.supervisor import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,19 +21,18 @@ from typing import Any
 import pytest
 
 from exchange.ownership import Field, Layout, Owned
-from holdfast import supervisor as module
-from holdfast.supervisor import (
-    Child,
-    PairPlan,
+from holdfast.running import child as child_module
+from holdfast.running.child import Child, ProcessState, last_words
+from holdfast.running.plan import MoneyPlan, PairPlan, Plan, Process, Stage
+from holdfast.running.supervisor import (
+    HOPELESS_COUNT,
     PairRunning,
     PortTaken,
-    ProcessState,
     RunFolderInUse,
     StartFailed,
     Supervisor,
     check_port_free,
     free_ports,
-    last_words,
 )
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -47,6 +46,14 @@ link.sendall(f"{{os.getpid()}} {{os.environ.get('HOLDFAST_SEGMENTS')}}\\n".encod
 {then}
 """
 LIVES = REPORTS.format(extra="", then="link.recv(1)")
+ANNOUNCES = """
+import json
+from pathlib import Path
+addresses = {"ledger": "here", "ledger_owner": "mine", "risk": "there"}
+unfinished = Path(sys.argv[2] + ".new")
+unfinished.write_text(json.dumps(addresses))
+unfinished.rename(sys.argv[2])
+"""
 STUBBORN = REPORTS.format(extra="signal.signal(15, signal.SIG_IGN)", then="link.recv(1)")
 DIES = REPORTS.format(extra="", then="print('the disk is on fire'); sys.exit(3)")
 
@@ -80,14 +87,28 @@ async def reports() -> AsyncIterator[Reports]:
 
 
 @dataclass(frozen=True)
-class QuickPlan(PairPlan):
-    """A pair whose processes only report."""
+class QuickPlan(Plan):
+    """An exchange whose processes only report."""
 
     reports_port: int = 0
 
-    def commands(self) -> dict[str, tuple[str, ...]]:
+    def first(self) -> list[Process]:
+        report = str(self.reports_port)
+        keeper = ("-c", LIVES.replace("link =", f"{ANNOUNCES}\nlink ="), report)
+        found = [Process("postgres", (*keeper, str(self.addresses)), Stage.DATABASE)]
+        arguments = ("-c", LIVES, report)
+        for one in self.pairs:
+            found.append(Process("engine", arguments, Stage.ENGINES, one.pair))
+            found.append(Process("entry-0", arguments, Stage.DOORS, one.pair))
+        return [*found, Process("mdgateway", arguments, Stage.DOORS)]
+
+    def second(self, addresses: Mapping[str, str]) -> list[Process]:
+        assert addresses == {"ledger": "here", "ledger_owner": "mine", "risk": "there"}
         arguments = ("-c", LIVES, str(self.reports_port))
-        return dict.fromkeys(("engine", "entry-0", "mdgateway"), arguments)
+        return [
+            Process("ledgerd", arguments, Stage.BOOKS),
+            Process("riskd", arguments, Stage.RISK),
+        ]
 
 
 @pytest.fixture
@@ -99,9 +120,13 @@ def segments() -> Iterator[Path]:
 
 @pytest.fixture
 def plan(tmp_path: Path, segments: Path) -> QuickPlan:
-    orders_port, market_data_port = free_ports(2)
+    first, second, market_data, ledger, risk = free_ports(5)
     return QuickPlan(
-        "BTC-USDT", tmp_path / "run", orders_port, market_data_port, segments=str(segments)
+        tmp_path / "run",
+        (PairPlan("BTC-USDT", first), PairPlan("ETH-USDT", second)),
+        market_data,
+        MoneyPlan(ledger, risk),
+        segments=str(segments),
     )
 
 
@@ -151,16 +176,17 @@ def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:
 def test_who_dies_again_and_again_is_hopeless_and_its_last_words_are_told(
     plan: QuickPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(child_module, "FIRST_PAUSE_S", 0.01)
 
     async def scenario() -> None:
         async with reports() as found, Supervisor(plan) as supervisor:
-            await supervisor.add("doomed", ("-c", DIES, str(found.port)))
-            for _ in range(module.HOPELESS_COUNT):
+            doomed = ("-c", DIES, str(found.port))
+            await supervisor.add(Process("doomed", doomed, Stage.FLOW, "BTC-USDT"))
+            for _ in range(HOPELESS_COUNT):
                 await found.arrivals.get()
                 supervisor.check_hopeless()
             await found.arrivals.get()
-            with pytest.raises(StartFailed, match="doomed does not start: the disk is on fire"):
+            with pytest.raises(StartFailed, match="doomed of BTC-USDT does not start: the disk is"):
                 supervisor.check_hopeless()
 
     asyncio.run(scenario())
@@ -172,16 +198,18 @@ def test_everything_stops_from_the_doors_inwards(plan: QuickPlan) -> None:
             told: list[str] = []
             async with Supervisor(replace(plan, reports_port=found.port)) as supervisor:
                 await supervisor.start()
-                await supervisor.add("flow", ("-c", LIVES, str(found.port)))
-                lives = [await found.arrivals.get() for _ in range(4)]
+                await supervisor.add(Process("flow", ("-c", LIVES, str(found.port)), Stage.FLOW))
+                lives = [await found.arrivals.get() for _ in range(9)]
                 assert {segments for _, segments, _ in lives} == {plan.segments}
                 await supervisor.stop(told.append)
             for pid, _, ends in lives:
                 assert await ends.read() == b""
                 assert not alive(pid)
-            assert told[0] == "stopping flow"
-            assert told[-1] == "stopping engine"
-            assert set(told[1:3]) == {"stopping entry-0", "stopping mdgateway"}
+            assert told[:2] == ["stopping flow", "stopping riskd"]
+            doors = {"entry-0 of BTC-USDT", "entry-0 of ETH-USDT", "mdgateway"}
+            assert set(told[2:5]) == {f"stopping {name}" for name in doors}
+            assert set(told[5:7]) == {f"stopping engine of {one.pair}" for one in plan.pairs}
+            assert told[7:] == ["stopping ledgerd", "stopping postgres"]
 
     asyncio.run(scenario())
 
@@ -189,7 +217,7 @@ def test_everything_stops_from_the_doors_inwards(plan: QuickPlan) -> None:
 SUPERVISES = """
 import asyncio, sys
 from pathlib import Path
-from holdfast.supervisor import Child
+from holdfast.running.child import Child
 
 async def main():
     child = Child("a", ("-c", sys.argv[2], sys.argv[1]), Path(sys.argv[3]), {})
@@ -228,15 +256,15 @@ def test_one_supervisor_a_run_folder(plan: QuickPlan) -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("which", ["orders_port", "market_data_port"])
-def test_a_port_that_is_taken_is_named_before_anything_starts(plan: QuickPlan, which: str) -> None:
+@pytest.mark.parametrize("which", range(5))
+def test_a_port_that_is_taken_is_named_before_anything_starts(plan: QuickPlan, which: int) -> None:
     async def scenario(port: int) -> None:
         with pytest.raises(PortTaken, match=f"port {port} of 127.0.0.1 is in use"):
             async with Supervisor(plan):
                 pass
 
     with socket.socket() as listener:
-        port = getattr(plan, which)
+        port = list(plan.ports().values())[which]
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(("127.0.0.1", port))
         listener.listen()
@@ -253,18 +281,18 @@ os.kill(os.getpid(), 9)
 
 
 def test_segments_of_dead_owners_are_removed_and_no_others(plan: QuickPlan, segments: Path) -> None:
-    for name in ("holdfast-btc-usdt-vault", "holdfast-eth-usdt-vault"):
+    for name in ("holdfast-eth-usdt-vault", "holdfast-sol-usdt-vault"):
         arguments = [sys.executable, "-c", CLAIMS_AND_DIES, name, str(segments)]
         assert subprocess.run(arguments, cwd=ROOT, check=False).returncode == -signal.SIGKILL
     (segments / "holdfast-btc-usdt-notes").write_text("not a segment")
 
     async def scenario() -> None:
         async with Supervisor(plan) as supervisor:
-            assert supervisor.cleaned == ["holdfast-btc-usdt-vault"]
+            assert supervisor.cleaned == ["holdfast-eth-usdt-vault"]
 
     asyncio.run(scenario())
     left = {path.name for path in segments.iterdir()}
-    assert left == {"holdfast-eth-usdt-vault", "holdfast-btc-usdt-notes"}
+    assert left == {"holdfast-sol-usdt-vault", "holdfast-btc-usdt-notes"}
 
 
 def test_a_pair_that_runs_elsewhere_is_not_started_again(plan: QuickPlan, segments: Path) -> None:
@@ -280,10 +308,13 @@ def test_a_pair_that_runs_elsewhere_is_not_started_again(plan: QuickPlan, segmen
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"entry_count": 0}, "entry_count is 0; it must be from 1 to 64"),
-        ({"entry_count": 65}, "entry_count is 65; it must be from 1 to 64"),
-        ({"orders_port": 0}, "orders_port is 0; it must be from 1 to 65535"),
-        ({"market_data_port": 70_000}, "market_data_port is 70000; it must be from 0 to 65535"),
+        ({"pairs": ()}, "pairs are ; there must be one or more, each once"),
+        ({"pairs": (PairPlan("A", 1), PairPlan("A", 2))}, "pairs are A, A; there must be one"),
+        ({"pairs": (PairPlan("A", 1, 0),)}, "entry_count is 0; it must be from 1 to 64"),
+        ({"pairs": (PairPlan("A", 1, 65),)}, "entry_count is 65; it must be from 1 to 64"),
+        ({"pairs": (PairPlan("A", 0),)}, "the port of A is 0; it must be from 1 to 65535"),
+        ({"market_data_port": 70_000}, "market_data_port is 70000; it must be from 1 to 65535"),
+        ({"money": MoneyPlan(7, 7)}, "ledger_port is 7, as is risk_port"),
         ({"durability": "maybe"}, "durability is 'maybe'; it must be fsync or os"),
     ],
 )
@@ -294,13 +325,31 @@ def test_a_plan_that_cannot_work_is_refused(
         Supervisor(replace(plan, **change))
 
 
-def test_a_plan_names_every_process_of_its_pair(tmp_path: Path) -> None:
-    plan = PairPlan("BTC-USDT", tmp_path, 8850, 8851, 2, "os")
-    commands = plan.commands()
-    assert list(commands) == ["engine", "entry-0", "entry-1", "mdgateway"]
-    assert commands["entry-1"][-4:] == ("--ring", "1", "--port", "8850")
-    assert commands["engine"][-4:] == ("--durability", "os", "--inboxes", "2")
-    assert "mdgateway" not in replace(plan, market_data_port=0).commands()
+def test_a_plan_names_every_process_of_its_pairs(tmp_path: Path) -> None:
+    pairs = (PairPlan("BTC-USDT", 8850), PairPlan("ETH-USDT", 8860, 1))
+    plan = Plan(tmp_path, pairs, 8851, MoneyPlan(8870, 8871), "os")
+    first = {(one.pair, one.name): one.arguments for one in plan.first()}
+    assert list(first) == [
+        ("", "postgres"),
+        ("BTC-USDT", "engine"),
+        ("BTC-USDT", "entry-0"),
+        ("BTC-USDT", "entry-1"),
+        ("ETH-USDT", "engine"),
+        ("ETH-USDT", "entry-0"),
+        ("", "mdgateway"),
+    ]
+    entry = " ".join(first["BTC-USDT", "entry-1"])
+    assert "--ring 1 --port 8850" in entry
+    engine = " ".join(first["BTC-USDT", "engine"])
+    assert engine.endswith("--durability os --inboxes 2")
+    assert {"BTC-USDT", "ETH-USDT"} < {*first["", "mdgateway"]}
+    addresses = {"ledger": "url-1", "ledger_owner": "url-2", "risk": "url-3"}
+    ledgerd, riskd = (" ".join(one.arguments) for one in plan.second(addresses))
+    follow = "--follow BTC-USDT=127.0.0.1:8850 --follow ETH-USDT=127.0.0.1:8860"
+    assert f"{follow} --port 8870 --database-url url-1 --owner-url url-2" in ledgerd
+    assert f"{follow} --port 8871 --ledger 127.0.0.1:8870 --database-url url-3" in riskd
+    bare = Plan(tmp_path, pairs[:1]).first()
+    assert [one.name for one in bare] == ["engine", "entry-0", "entry-1"]
 
 
 def test_last_words_are_those_of_the_process(tmp_path: Path) -> None:

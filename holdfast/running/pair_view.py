@@ -1,7 +1,7 @@
-"""What a person sees of a running pair: book, trades, rates, latencies, state of the processes.
+"""What a person sees of one pair: book, trades, rates, latencies.
 
-`Screen` is pure: it is told facts and asked for a picture, either as a rich renderable for a
-terminal or as one plain line for a log. It asks nobody and starts nothing.
+`PairScreen` is pure: it is told facts and asked for a picture, either as rich renderables for a
+terminal or as parts of a plain line for a log. It asks nobody and starts nothing.
 """
 
 from collections import deque
@@ -20,8 +20,8 @@ from holdfast.book import Book, Level
 LEVELS_SHOWN: Final = 8
 """Of each side, where the terminal is high enough."""
 TRADES_SHOWN: Final = 2 * LEVELS_SHOWN + 1
-_OTHER_LINES: Final = 14
-"""Lines of the picture besides the levels."""
+PAIR_LINES: Final = 6
+"""Lines of a pair's picture besides the levels."""
 RATE_WINDOW_NS: Final = 3_000_000_000
 _DAY_NS: Final = 86_400_000_000_000
 
@@ -48,32 +48,19 @@ class Rate:
         return (last - first) * 1_000_000_000 // max(1, last_ns - first_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessLine:
-    """What is shown of one process."""
-
-    name: str
-    pid: int
-    state: str
-    uptime_s: int
-    restart_count: int
-
-
 @dataclass
-class Screen:
-    """Everything that is shown, as far as it is known."""
+class PairScreen:
+    """Everything that is shown of a pair, as far as it is known."""
 
     pair: str
     book: Book | None = None
     ticker: market_data_pb2.Ticker | None = None
     status: pair_admin_pb2.GetStatusResponse | None = None
     flow: dict[str, Any] = field(default_factory=dict)
-    processes: list[ProcessLine] = field(default_factory=list)
     trades: deque[market_data_pb2.Trade] = field(default_factory=lambda: deque(maxlen=TRADES_SHOWN))
     commands: Rate = field(default_factory=Rate)
     executions: Rate = field(default_factory=Rate)
     traded: Rate = field(default_factory=Rate)
-    footer: str = ""
 
     def see_status(self, now_ns: int, status: pair_admin_pb2.GetStatusResponse) -> None:
         """Take what the engine says about itself."""
@@ -86,10 +73,8 @@ class Screen:
         self.ticker = ticker
         self.traded.see(now_ns, ticker.trade_count)
 
-    # As a line.
-
-    def line(self) -> str:
-        """Return the state as one plain line."""
+    def line(self) -> list[str]:
+        """Return the state as parts of a plain line."""
         parts = [self.pair, self._engine()]
         best = self._best()
         if best:
@@ -103,8 +88,7 @@ class Screen:
             parts.append(f"order {_latency(self.flow['single_us'])}")
         if self.flow.get("batch_us"):
             parts.append(f"batch {_latency(self.flow['batch_us'])}")
-        parts.append(" ".join(_process(process) for process in self.processes))
-        return " | ".join(part for part in parts if part)
+        return parts
 
     def _best(self) -> tuple[str, str] | None:
         if self.book is None:
@@ -121,19 +105,13 @@ class Screen:
             f" sequence {self.status.sequence:,}"
         )
 
-    # As a picture.
-
-    def picture(self, height: int = 48) -> RenderableType:
-        """Return the state for a terminal of 80 columns and so many lines, 20 or more."""
-        levels = max(2, min(LEVELS_SHOWN, (height - _OTHER_LINES) // 2))
+    def picture(self, levels: int) -> RenderableType:
+        """Return the pair with so many levels of each side: PAIR_LINES + 2 · levels lines."""
         grid = Table.grid(expand=True, padding=(0, 1))
         grid.add_column(ratio=11)
         grid.add_column(ratio=9)
         grid.add_row(self._book_panel(levels), self._trades_panel(2 * levels + 1))
-        parts: list[RenderableType] = [self._headline(), grid, self._figures(), self._table()]
-        if self.footer:
-            parts.append(Text(self.footer, style="dim"))
-        return Group(*parts)
+        return Group(self._headline(), self._figures(), grid)
 
     def _headline(self) -> RenderableType:
         text = Text(f"{self.pair}  ", style="bold", no_wrap=True, overflow="ellipsis")
@@ -175,16 +153,13 @@ class Screen:
         return Panel(table, title="trades", padding=(0, 1))
 
     def _figures(self) -> RenderableType:
-        text = Text()
+        text = Text(no_wrap=True, overflow="ellipsis")
         text.append(f"{self.commands.per_second():,}", style="bold")
         text.append(" commands/s  ")
-        text.append(f"{self.executions.per_second():,}", style="bold")
-        text.append(" executions/s  ")
         text.append(f"{self.traded.per_second():,}", style="bold")
-        text.append(" trades/s\n")
-        text.append("round trip p50 / p99  order ")
+        text.append(" trades/s  p50 / p99 order ")
         text.append(_latency(self.flow.get("single_us")), style="bold")
-        text.append("  batch ")
+        text.append(" batch ")
         text.append(_latency(self.flow.get("batch_us")), style="bold")
         counts = [
             f"{self.flow[name]:,} {name}"
@@ -193,17 +168,7 @@ class Screen:
         ]
         if counts:
             text.append(f"  ({', '.join(counts)})", style="yellow")
-        return Panel(text, padding=(0, 1), title="flow")
-
-    def _table(self) -> RenderableType:
-        table = Table.grid(expand=True, padding=(0, 1))
-        for _ in range(3):
-            table.add_column(ratio=1, no_wrap=True)
-        cells = [_cell(process) for process in self.processes]
-        cells += [Text("")] * (-len(cells) % 3)
-        for start in range(0, len(cells), 3):
-            table.add_row(*cells[start : start + 3])
-        return Panel(table, padding=(0, 1), title="processes")
+        return text
 
 
 def _level(level: Level | None) -> tuple[str, str, str]:
@@ -228,19 +193,3 @@ def _latency(median_and_tail: list[int] | None) -> str:
 def _clock(time_ns: int) -> str:
     second = time_ns % _DAY_NS // 1_000_000_000
     return f"{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}"
-
-
-def _process(process: ProcessLine) -> str:
-    restarts = f" ({process.restart_count} restarts)" if process.restart_count else ""
-    return f"{process.name} {process.pid or process.state}{restarts}"
-
-
-def _cell(process: ProcessLine) -> Text:
-    running = process.state == "running"
-    text = Text(f"{process.name} ", style="bold")
-    text.append(str(process.pid or "–"), style="dim")
-    text.append(f" {process.uptime_s} s" if running else f" {process.state}")
-    if process.restart_count:
-        text.append(f" {process.restart_count}×", style="yellow")
-    text.stylize("" if running else "red")
-    return text

@@ -1,12 +1,12 @@
-"""Generated order flow for a demonstration: `python -m holdfast.flow`.
+"""Generated order flow for a demonstration: `python -m holdfast.running.flow`.
 
-A few market makers quote around a price that wanders, over packed batches; some traders take,
-rest, amend and cancel, one call an order. Every decision comes from one seeded generator, which is
-printed; what is not repeatable is only when the exchange answers. It sends at a given rate as long
-as the exchange keeps up and otherwise less: nothing piles up here.
+A market maker quotes around a price that wanders, over packed batches; some traders take, rest,
+amend and cancel, one call an order. On several pairs they are the same accounts with one balance.
+Every decision comes from one seeded generator, which is printed; what is not repeatable is only
+when the exchange answers. It sends at a given rate as long as the exchange keeps up and otherwise
+less: nothing piles up here.
 
-Each program of demonstration accounts is funded by `fund`, with numbered transfers that change
-nothing when they are repeated. Twice a second a report (JSON) is written for whoever shows it.
+Twice a second a report (JSON, by pair) is written for whoever shows it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,64 +27,32 @@ from typing import Any, Final
 import numpy as np
 
 from exchange.config import load_instrument
-from exchange.enums import Asset, ExecutionKind, Reason, Side, TimeInForce
+from exchange.enums import ExecutionKind, Reason, Side, TimeInForce
 from exchange.instrument import Instrument
 from exchange.units import lots_to_quantity, ticks_to_price, units_to_amount
 from holdfast import packed
 from holdfast.client import AsyncClient
-from holdfast.errors import CallFailed, HoldfastError, accepted
+from holdfast.errors import CallFailed, HoldfastError
 from holdfast.requests import ClientOrderIds
 from holdfast.retry import Retry
-
-MAKERS: Final = (1, 2, 3)
-TRADERS: Final = (11, 12, 13, 14, 15, 16)
-VISITOR: Final = 100
-"""Funded as well, and left alone: for whoever tries the exchange by hand."""
-BASE_AMOUNT: Final = "10000"
-QUOTE_AMOUNT: Final = "100000000"
+from holdfast.running.demonstration import MAKER, TRADERS, first_price
 
 SINGLE_SHARE_PERCENT: Final = 30
 """So much of the flow are single orders; the rest are quotes in batches."""
 SINGLE_LIMIT: Final = 500
 """Most single orders a second: beyond, calls would cost more than the exchange."""
 CYCLES_LIMIT: Final = 50
-"""Most batches a second of one maker; a faster flow has larger ones."""
+"""Most batches a second; a faster flow has larger ones."""
 QUOTES_LEAST: Final = 24
 RESTING_LIMIT: Final = 20
 """Orders a trader leaves in the book before it cancels the oldest."""
 UNDER_WAY_LIMIT: Final = 64
 REPORT_S: Final = 0.5
 LATENCIES_KEPT: Final = 2_000
-FIRST_PRICE: Final = 64_000
-"""Where a market without trades begins, in whole quote coins, if its instrument reaches so far."""
 _EXPECTED: Final = (Reason.ORDER_UNKNOWN, Reason.POST_ONLY_WOULD_TRADE)
 """Refusals that belong to trading: the order was just filled, or the price just moved."""
 
 log = logging.getLogger(__name__)
-
-
-def demo_transfers() -> Iterator[tuple[int, int, Asset, str]]:
-    """Yield (transfer number, account, asset, amount) of all funds of the demonstration."""
-    number = 0
-    for account in (*MAKERS, *TRADERS, VISITOR):
-        for asset, amount in ((Asset.BASE, BASE_AMOUNT), (Asset.QUOTE, QUOTE_AMOUNT)):
-            number += 1
-            yield number, account, asset, amount
-
-
-async def fund(client: AsyncClient) -> int:
-    """Fund the demonstration accounts; return how many transfers were new.
-
-    Transfers are numbered from one, always alike: on a pair that has them they change nothing.
-    Raises OrderRejected if the pair refuses one for another reason.
-    """
-    fresh = 0
-    for number, account, asset, amount in demo_transfers():
-        report = await client.allot_funds(account, asset, amount, number)
-        if int(report.reason) != Reason.TRANSFER_REPEATED:
-            accepted(report)
-            fresh += 1
-    return fresh
 
 
 class Tally:
@@ -290,42 +258,40 @@ async def _ticks(interval_s: float) -> Any:
 class Flow:
     """All participants of the demonstration on one pair."""
 
-    def __init__(self, given: argparse.Namespace, instrument: Instrument) -> None:
-        self._given = given
+    def __init__(self, instrument: Instrument, target: str, given: argparse.Namespace) -> None:
+        self.tally = Tally()
         self._instrument = instrument
-        self._tally = Tally()
-        self._chance = random.Random(given.seed)
+        self._target = target
+        self._given = given
+        self._chance = random.Random(f"{given.seed} {instrument.pair}")
 
     def _client(self, account: int) -> AsyncClient:
         return AsyncClient(
             self._instrument.pair,
             account,
-            target=self._given.target,
+            target=self._target,
             market_data=self._given.market_data,
-            retry=Retry(patience_s=30.0, attempt_s=5.0),
+            retry=Retry(patience_s=60.0, attempt_s=10.0),
         )
 
     async def run(self) -> None:
         """Trade until cancelled."""
         async with contextlib.AsyncExitStack() as stack:
-            clients = [
+            maker, *clients = [
                 await stack.enter_async_context(self._client(account))
-                for account in (*MAKERS, *TRADERS)
+                for account in (MAKER, *TRADERS)
             ]
-            market = Market(self._instrument, self._chance, await self._last_price(clients[0]))
+            market = Market(self._instrument, self._chance, await self._last_price(maker))
             single_rate = min(self._given.rate * SINGLE_SHARE_PERCENT // 100, SINGLE_LIMIT)
             single_rate = max(1, single_rate)
             batch_rate = max(1, self._given.rate - single_rate)
             # Half of a batch are cancels.
-            size = max(4, batch_rate // (2 * CYCLES_LIMIT * len(MAKERS)))
-            interval_s = 2 * size * len(MAKERS) / batch_rate
+            size = max(4, batch_rate // (2 * CYCLES_LIMIT))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._wander(market))
-                tasks.create_task(self._write_reports())
-                for client in clients[: len(MAKERS)]:
-                    maker = Maker(client, market, self._tally, size)
-                    tasks.create_task(maker.run(interval_s))
-                traders = [Trader(client, market, self._tally) for client in clients[len(MAKERS) :]]
+                quoting = Maker(maker, market, self.tally, size)
+                tasks.create_task(quoting.run(2 * size / batch_rate))
+                traders = [Trader(client, market, self.tally) for client in clients]
                 tasks.create_task(self._trade(traders, 1 / single_rate, tasks))
 
     async def _last_price(self, client: AsyncClient) -> int:
@@ -333,9 +299,8 @@ class Flow:
         ticker = await client.ticker()
         if ticker.last_trade.price_ticks:
             return int(ticker.last_trade.price_ticks)
-        units = FIRST_PRICE * 10**self._instrument.quote_decimals
-        ticks = units // self._instrument.tick_quote_units
-        return min(int(ticks), self._instrument.price_capacity_ticks // 2)
+        units = first_price(self._instrument) * 10**self._instrument.quote_decimals
+        return int(units // self._instrument.tick_quote_units)
 
     async def _wander(self, market: Market) -> None:
         async for _ in _ticks(0.1):
@@ -352,21 +317,27 @@ class Flow:
             task = tasks.create_task(self._chance.choice(traders).act())
             task.add_done_callback(lambda _: room.release())
 
-    async def _write_reports(self) -> None:
-        path: Path | None = self._given.report
-        while path is not None:
-            unfinished = path.with_suffix(".new")
-            unfinished.write_text(json.dumps(self._tally.report()), encoding="ascii")
-            unfinished.replace(path)
-            await asyncio.sleep(REPORT_S)
+
+async def _write_reports(path: Path, flows: dict[str, Flow]) -> None:
+    while True:
+        report = {pair: flow.tally.report() for pair, flow in flows.items()}
+        unfinished = path.with_suffix(".new")
+        unfinished.write_text(json.dumps(report), encoding="ascii")
+        unfinished.replace(path)
+        await asyncio.sleep(REPORT_S)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m holdfast.flow", description=__doc__)
-    parser.add_argument("--pair", default="BTC-USDT")
-    parser.add_argument("--target", default="127.0.0.1:8850")
+    parser = argparse.ArgumentParser(prog="python -m holdfast.running.flow", description=__doc__)
+    parser.add_argument(
+        "--pair",
+        action="append",
+        required=True,
+        metavar="PAIR=HOST:PORT",
+        help="a pair and its order entry; may be given several times",
+    )
     parser.add_argument("--market-data", default="127.0.0.1:8851")
-    parser.add_argument("--rate", type=int, default=300, help="commands a second")
+    parser.add_argument("--rate", type=int, default=300, help="commands a second in each pair")
     parser.add_argument("--seed", type=int, default=1, help="what the decisions come from")
     parser.add_argument("--report", type=Path, help="file to write a report to, twice a second")
     parser.add_argument("--instruments", type=Path, help="instrument file")
@@ -381,22 +352,37 @@ async def _main(given: argparse.Namespace) -> None:
     assert task is not None
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    flows = {}
+    for item in given.pair:
+        pair, _, target = item.partition("=")
+        flows[pair] = Flow(load_instrument(pair, given.instruments), target, given)
     with contextlib.suppress(asyncio.CancelledError):
-        await Flow(given, load_instrument(given.pair, given.instruments)).run()
+        async with asyncio.TaskGroup() as tasks:
+            for flow in flows.values():
+                tasks.create_task(flow.run())
+            if given.report is not None:
+                tasks.create_task(_write_reports(given.report, flows))
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    found: BaseException = errors
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
 
 
 def main() -> int:
     """Trade until told to stop."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     given = _arguments()
-    log.info("flow of %d commands/s on %s, seed %d", given.rate, given.pair, given.seed)
+    pairs = ", ".join(given.pair)
+    log.info("flow of %d commands/s on %s, seed %d", given.rate, pairs, given.seed)
     status = 0
     try:
         asyncio.run(_main(given))
     except* HoldfastError as errors:
         status = 1
-        for error in errors.exceptions:
-            log.error("%s", error)
+        log.error("%s", _first(errors))
     return status
 
 

@@ -1,0 +1,1 @@
+"""The whole exchange on one machine: its processes, its demonstration, and what a person sees."""
