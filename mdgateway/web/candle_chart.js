@@ -1,0 +1,131 @@
+/**
+ * Candles with volume, drawn by TradingView Lightweight Charts. Older candles are fetched when the
+ * left end comes into sight. The chart is a picture: its numbers are floating point, those that are
+ * read as text come from elsewhere.
+ */
+
+import {
+  CandlestickSeries,
+  ColorType,
+  HistogramSeries,
+  createChart,
+} from "./vendor/lightweight-charts.mjs";
+import { decimalsOf } from "./decimals.js";
+
+const NEAR_THE_LEFT_END = 20;
+
+export class CandleChart {
+  /** `older` is asked for candles before a second; it returns a promise of them, oldest first. */
+  constructor(element, older) {
+    this.older = older;
+    this.chart = createChart(element, {
+      autoSize: true,
+      layout: { attributionLogo: false, fontFamily: "inherit" },
+      timeScale: { timeVisible: true, secondsVisible: true, rightOffset: 4 },
+      rightPriceScale: { borderVisible: false },
+      localization: { locale: "en-GB" },
+    });
+    this.candles = this.chart.addSeries(CandlestickSeries, { borderVisible: false });
+    this.volume = this.chart.addSeries(HistogramSeries, {
+      priceScaleId: "volume",
+      priceFormat: { type: "volume" },
+      lastValueVisible: false,
+      priceLineVisible: false,
+    });
+    this.chart.priceScale("volume").applyOptions({ scaleMargins: { top: 0.8, bottom: 0 } });
+    this.chart.timeScale().subscribeVisibleLogicalRangeChange((range) => this.reach(range));
+    this.clear();
+  }
+
+  clear() {
+    this.rows = [];
+    this.complete = false;
+    this.fetching = false;
+    this.show();
+  }
+
+  colour(colours) {
+    this.colours = colours;
+    this.chart.applyOptions({
+      layout: {
+        background: { type: ColorType.Solid, color: colours.panel },
+        textColor: colours.text,
+      },
+      grid: { vertLines: { color: colours.line }, horzLines: { color: colours.line } },
+      timeScale: { borderColor: colours.line },
+    });
+    this.candles.applyOptions({
+      upColor: colours.bid,
+      downColor: colours.ask,
+      wickUpColor: colours.bid,
+      wickDownColor: colours.ask,
+    });
+    this.show();
+  }
+
+  /** Take a message of the candles channel. */
+  take(message) {
+    if (message.type === "snapshot") {
+      this.rows = message.candles;
+      this.complete = false;
+      this.show();
+      this.chart.timeScale().scrollToRealTime();
+    } else {
+      for (const candle of message.candles) this.update(candle);
+    }
+  }
+
+  update(candle) {
+    const last = this.rows.at(-1);
+    if (last && candle.start_s < last.start_s) return;
+    if (last?.start_s === candle.start_s) this.rows[this.rows.length - 1] = candle;
+    else this.rows.push(candle);
+    this.candles.update(bar(candle));
+    this.volume.update(this.column(candle));
+  }
+
+  show() {
+    if (this.rows.length) {
+      const precision = decimalsOf(this.rows[0].close);
+      const priceFormat = { type: "price", precision, minMove: 10 ** -precision };
+      this.candles.applyOptions({ priceFormat });
+    }
+    this.candles.setData(this.rows.map(bar));
+    this.volume.setData(this.rows.map((candle) => this.column(candle)));
+  }
+
+  column(candle) {
+    const rose = Number(candle.close) >= Number(candle.open);
+    const colour = rose ? this.colours?.bid : this.colours?.ask;
+    return { time: candle.start_s, value: Number(candle.volume), color: `${colour}66` };
+  }
+
+  async reach(range) {
+    if (!range || range.from > NEAR_THE_LEFT_END || !this.rows.length) return;
+    if (this.complete || this.fetching) return;
+    this.fetching = true;
+    const rows = this.rows;
+    try {
+      const older = await this.older(rows[0].start_s);
+      // Another pair or interval may have been chosen meanwhile.
+      if (rows !== this.rows) return;
+      this.complete = !older.length;
+      if (older.length) {
+        this.rows = [...older, ...rows];
+        this.show();
+      }
+    } finally {
+      this.fetching = false;
+    }
+  }
+}
+
+function bar(candle) {
+  return {
+    time: candle.start_s,
+    open: Number(candle.open),
+    high: Number(candle.high),
+    low: Number(candle.low),
+    close: Number(candle.close),
+  };
+}
