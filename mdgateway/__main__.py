@@ -8,13 +8,16 @@ import asyncio
 import logging
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from exchange.config import load_instrument
 from exchange.instrument import InvalidInstrument
 from exchange.service import run
 from mdgateway.config import DEFAULT_TICK_MS, GatewayConfig, InvalidSetting, surroundings
-from mdgateway.grpc_server import MarketDataServer, service_of
+from mdgateway.feed.market import Market
+from mdgateway.feed.publisher import Publisher
+from mdgateway.grpc_server import service_of
 from mdgateway.warm_up import warm_up
 
 
@@ -45,8 +48,8 @@ def _config(arguments: argparse.Namespace) -> GatewayConfig:
 
 async def _serve(config: GatewayConfig, run_folder: Path | None) -> int:
     instruments = [load_instrument(pair, config.instruments) for pair in config.pairs]
-    server = MarketDataServer(instruments, config)
-    service = service_of(server)
+    market = Market([Publisher(one, config) for one in instruments], config)
+    service = service_of(market)
     try:
         port = await service.start()
     except RuntimeError as error:
@@ -56,7 +59,7 @@ async def _serve(config: GatewayConfig, run_folder: Path | None) -> int:
     if run_folder is not None:
         _announce(run_folder, port)
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(server.run(service))
+        tasks.create_task(market.run(partial(service.set_serving, serving=True)))
         tasks.create_task(service.serve_until_stopped())
     return 0
 

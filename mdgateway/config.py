@@ -40,7 +40,9 @@ class GatewayConfig:
     """Most levels a side that a caller may ask for."""
     trade_capacity: int = 1 << 16
     """Trades kept for resuming and for slow subscribers; 48 bytes each. Power of two."""
-    subscriber_limit: int = 1_000
+    resume_ms: int = 30_000
+    """How long a view without subscribers goes on, so that they can resume."""
+    subscriber_limit: int = 10_000
     """Most open streams a pair; a further one is refused."""
 
     def validate(self) -> "GatewayConfig":
@@ -53,6 +55,7 @@ class GatewayConfig:
         _between("heartbeat_ms", self.heartbeat_ms, self.tick_ms, 60_000)
         _between("stale_after_ms", self.stale_after_ms, 100, 60_000)
         _between("depth_limit", self.depth_limit, 1, 10_000)
+        _between("resume_ms", self.resume_ms, 0, 3_600_000)
         _between("level_capacity", self.level_capacity, 2 * self.depth_limit, 1 << 20)
         _between("trade_capacity", self.trade_capacity, 64, 1 << 24)
         power = self.trade_capacity & (self.trade_capacity - 1) == 0

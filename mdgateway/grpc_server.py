@@ -1,31 +1,32 @@
-"""MarketDataService over gRPC, and the loop that keeps its publishers moving.
+"""MarketDataService over gRPC: the calls, and streams that take what their subscription has to say.
 
-One task steps every pair each tick and wakes its subscribers; each stream is a generator that
-takes what its subscription has to say and waits for the next waking. Streams carry bytes that were
-encoded once for all, so they are registered without a serialiser. A stream whose client does not
-read stands still in one write and holds a few numbers; nothing is queued for it.
+Streams carry bytes that were encoded once for all, so they are registered without a serialiser. A
+stream whose client does not read stands still in one write and holds a few numbers; nothing is
+queued for it.
 
 The service knows no accounts and takes no credentials: everything it shows is public.
 """
 
-import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from exchange.instrument import Instrument
 from exchange.refusal import Code, Refusal, Refused
 from exchange.service import Context, GrpcService, ServerOptions
 from exchange.v1 import market_data_pb2
-from mdgateway.config import GatewayConfig
-from mdgateway.feed.publisher import Publisher
+from mdgateway.feed import requests
+from mdgateway.feed.market import Market
+from mdgateway.feed.protobuf import ProtobufEncoder
+from mdgateway.feed.publication import Publication
+from mdgateway.feed.records import Channel, Topic
 from mdgateway.feed.subscriptions import (
+    CandleSubscription,
     DepthSubscription,
     Lagging,
+    StatusSubscription,
     Subscription,
     TickerSubscription,
     TradeSubscription,
@@ -33,183 +34,185 @@ from mdgateway.feed.subscriptions import (
 
 SERVICE: Final = "exchange.v1.MarketDataService"
 HEALTH_NAME: Final = "marketdata"
-DEFAULT_LEVEL_COUNT: Final = 20
-INTERVAL_LIMIT_MS: Final = 60_000
-WAKE_AT_LEAST_EVERY_MS: Final = 50
-"""Subscribers with an interval or a heartbeat due are woken so often without news."""
-GOODBYE_S: Final = 2
-"""How long a drain waits for streams to take their last message."""
-
-log = logging.getLogger(__name__)
 
 Answers = AsyncIterator[bytes]
+of = market_data_pb2
 
 
 class MarketDataServer:
-    """The calls of MarketDataService for some pairs, and what keeps them fresh."""
+    """The calls of MarketDataService for the pairs of a market."""
 
-    def __init__(self, instruments: Iterable[Instrument], config: GatewayConfig) -> None:
-        self.config = config
-        self.publishers = {one.pair: Publisher(one, config) for one in instruments}
-        self._wakings = {pair: asyncio.Event() for pair in self.publishers}
-        self._subscriber_counts = dict.fromkeys(self.publishers, 0)
-        self._stopping = False
+    def __init__(self, market: Market) -> None:
+        self.market = market
 
-    # The loop.
-
-    async def run(self, service: GrpcService) -> None:
-        """Step every pair each tick until the service stops; say when all have a book."""
-        serving = False
-        while not self._stopping:
-            started_ns = time.monotonic_ns()
-            for pair in self.publishers:
-                self.step(pair)
-            ready = all(publisher.ready for publisher in self.publishers.values())
-            if ready and not serving and not self._stopping:
-                serving = True
-                await service.set_serving(True)
-            spent_ms = (time.monotonic_ns() - started_ns) // 1_000_000
-            await asyncio.sleep(max(1, self.config.tick_ms - spent_ms) / 1_000)
-
-    def step(self, pair: str) -> None:
-        """Step one pair and wake its subscribers if there may be something for them."""
-        publisher = self.publishers[pair]
-        before, trouble = publisher.revision, publisher.trouble
-        now_ns = time.monotonic_ns()
-        publisher.step(now_ns, time.time_ns())
-        if publisher.trouble and publisher.trouble != trouble:
-            log.warning("%s cannot be read: %s", pair, publisher.trouble)
-        every = WAKE_AT_LEAST_EVERY_MS * 1_000_000
-        tick_ns = self.config.tick_ms * 1_000_000
-        if publisher.revision != before or now_ns % every < tick_ns:
-            self._wake(pair)
-
-    def _wake(self, pair: str) -> None:
-        # Whoever waits now is woken by the set; whoever comes after waits for the next one.
-        self._wakings[pair].set()
-        self._wakings[pair].clear()
-
-    async def goodbye(self) -> None:
-        """End every stream with a goodbye; wait a moment for those that read."""
-        self._stopping = True
-        deadline_ns = time.monotonic_ns() + GOODBYE_S * 1_000_000_000
-        while any(self._subscriber_counts.values()) and time.monotonic_ns() < deadline_ns:
-            for pair in self._wakings:
-                self._wake(pair)
-            await asyncio.sleep(self.config.tick_ms / 1_000)
-
-    # The calls.
+    # What is asked once.
 
     async def list_instruments(
-        self, request: market_data_pb2.ListInstrumentsRequest, context: Context
-    ) -> market_data_pb2.ListInstrumentsResponse:
+        self, request: of.ListInstrumentsRequest, context: Context
+    ) -> of.ListInstrumentsResponse:
         """List the instruments."""
-        return market_data_pb2.ListInstrumentsResponse(
+        return of.ListInstrumentsResponse(
             instruments=[
-                publisher.encoder.instrument_message(publisher.pair_status)
-                for _, publisher in sorted(self.publishers.items())
+                _encoder(one).instrument_message(one.pair_status)
+                for _, one in sorted(self.market.publications.items())
             ]
         )
 
     async def get_ticker(
-        self, request: market_data_pb2.GetTickerRequest, context: Context
-    ) -> market_data_pb2.GetTickerResponse:
+        self, request: of.GetTickerRequest, context: Context
+    ) -> of.GetTickerResponse:
         """Return the ticker."""
-        publisher = self._ready(request.pair)
-        return market_data_pb2.GetTickerResponse(ticker=publisher.ticker(time.time_ns()))
+        publication = self._with_book(request.pair)
+        return of.GetTickerResponse(ticker=_encoder(publication).ticker(publication.ticker()))
 
-    async def get_depth(self, request: market_data_pb2.GetDepthRequest, context: Context) -> bytes:
-        """Return the best levels; encoded once for all who ask between two changes."""
-        level_count = self._level_count(request.level_count)
-        return self._ready(request.pair).encoded_depth(level_count)
+    async def get_depth(self, request: of.GetDepthRequest, context: Context) -> bytes:
+        """Return the best levels; encoded once for all who ask between two steps."""
+        level_count = requests.snapshot_levels(self.market.config, request.level_count)
+        publication = self._with_book(request.pair)
+        topic = Topic(Channel.DEPTH, publication.pair, level_count)
+        return publication.encoded(
+            DepthAnswer, topic, None, lambda: publication.snapshot(level_count)
+        )
+
+    async def get_market_status(
+        self, request: of.GetMarketStatusRequest, context: Context
+    ) -> of.GetMarketStatusResponse:
+        """Return the status."""
+        publication = self.market.publication(request.pair)
+        state = _encoder(publication).pair_state(publication.pair_state())
+        return of.GetMarketStatusResponse(state=state)
+
+    async def list_trades(
+        self, request: of.ListTradesRequest, context: Context
+    ) -> of.ListTradesResponse:
+        """Return one page of trades."""
+        count = requests.page_size(request.page_size)
+        first = requests.trade_number("from_trade_number", request.from_trade_number)
+        publication = self._with_book(request.pair)
+        log = publication.trade_log
+        if not first:
+            first = log.newest - count + 1
+        elif first > log.newest + log.capacity:
+            raise Refused(requests.lagging(Lagging(first, log.oldest)))
+        first = max(first, log.oldest)
+        rows = log.since(min(first, log.newest + 1), count)
+        return of.ListTradesResponse(
+            trades=_encoder(publication).trades(rows),
+            epoch=publication.epoch,
+            next_trade_number=first + len(rows),
+            oldest_trade_number=log.oldest,
+            newest_trade_number=log.newest,
+        )
+
+    async def get_candles(
+        self, request: of.GetCandlesRequest, context: Context
+    ) -> of.GetCandlesResponse:
+        """Return a span of candles."""
+        count = requests.page_size(request.page_size)
+        interval = requests.candle_interval(request.interval)
+        publication = self._with_book(request.pair)
+        candles = requests.candles_of(publication)
+        to_ns = request.to_ns or time.time_ns() + 1
+        page = await candles.page(interval, request.from_ns, to_ns, count)
+        return of.GetCandlesResponse(
+            candles=_encoder(publication).candles(page.candles), next_to_ns=page.next_to_ns
+        )
+
+    # What is followed.
 
     def stream_depth(self, content: bytes, context: Context) -> Answers:
         """Stream a snapshot, then updates."""
 
-        def subscribe(publisher: Publisher, request: Any) -> Subscription:
-            level_count = self._level_count(request.level_count)
-            return DepthSubscription(publisher, level_count, _interval_ns(request.interval_ms))
+        def subscribe(publication: Publication, request: Any) -> Subscription:
+            level_count = requests.stream_levels(self.market.config, request.level_count)
+            return DepthSubscription(
+                publication,
+                ProtobufEncoder,
+                level_count,
+                requests.interval_ns(request.interval_ms),
+                held=(request.held_epoch, request.held_sequence) if request.held_epoch else None,
+                only_snapshots=request.only_snapshots,
+            )
 
-        return self._stream(market_data_pb2.StreamDepthRequest, content, subscribe)
+        return self._stream(of.StreamDepthRequest, content, subscribe)
 
     def stream_trades(self, content: bytes, context: Context) -> Answers:
         """Stream trades."""
 
-        def subscribe(publisher: Publisher, request: Any) -> Subscription:
-            return TradeSubscription(publisher, _trade_number(request.from_trade_number))
+        def subscribe(publication: Publication, request: Any) -> Subscription:
+            first = requests.trade_number("from_trade_number", request.from_trade_number)
+            return TradeSubscription(publication, ProtobufEncoder, first)
 
-        return self._stream(market_data_pb2.StreamTradesRequest, content, subscribe)
+        return self._stream(of.StreamTradesRequest, content, subscribe)
 
     def stream_ticker(self, content: bytes, context: Context) -> Answers:
         """Stream the ticker."""
 
-        def subscribe(publisher: Publisher, request: Any) -> Subscription:
-            return TickerSubscription(publisher, _interval_ns(request.interval_ms))
+        def subscribe(publication: Publication, request: Any) -> Subscription:
+            interval_ns = requests.interval_ns(request.interval_ms)
+            return TickerSubscription(publication, ProtobufEncoder, interval_ns)
 
-        return self._stream(market_data_pb2.StreamTickerRequest, content, subscribe)
+        return self._stream(of.StreamTickerRequest, content, subscribe)
+
+    def stream_market_status(self, content: bytes, context: Context) -> Answers:
+        """Stream the status."""
+
+        def subscribe(publication: Publication, _request: Any) -> Subscription:
+            return StatusSubscription(publication, ProtobufEncoder)
+
+        return self._stream(of.StreamMarketStatusRequest, content, subscribe)
+
+    def stream_candles(self, content: bytes, context: Context) -> Answers:
+        """Stream candles."""
+
+        def subscribe(publication: Publication, request: Any) -> Subscription:
+            requests.candles_of(publication)
+            return CandleSubscription(
+                publication,
+                ProtobufEncoder,
+                requests.candle_interval(request.interval),
+                requests.interval_ns(request.interval_ms),
+                from_ns=request.from_ns,
+            )
+
+        return self._stream(of.StreamCandlesRequest, content, subscribe)
 
     async def _stream(
-        self, kind: Any, content: bytes, subscribe: Callable[[Publisher, Any], Subscription]
+        self, kind: Any, content: bytes, subscribe: Callable[[Publication, Any], Subscription]
     ) -> AsyncIterator[bytes]:
-        request = _parsed(kind, content)
+        request, market = _parsed(kind, content), self.market
         pair = request.pair
-        publisher = self._publisher(pair)
-        self._admit(pair)
-        subscription = subscribe(publisher, request)
-        self._subscriber_counts[pair] += 1
+        subscription = market.open(pair, lambda publication: subscribe(publication, request))
         try:
-            while not self._stopping:
-                message = subscription.take(time.monotonic_ns(), time.time_ns())
+            while not market.stopping:
+                message = subscription.take(time.monotonic_ns())
                 if message is None:
-                    await self._wakings[pair].wait()
+                    await market.waking(pair)
                 else:
                     yield message
             yield subscription.goodbye("DRAINING")
         except Lagging as lagging:
             yield subscription.goodbye("LAGGING")
-            raise Refused(_lagging(lagging)) from None
+            raise Refused(requests.lagging(lagging)) from None
         finally:
-            self._subscriber_counts[pair] -= 1
-            subscription.close()
+            market.close(subscription)
 
-    # What is refused.
+    def _with_book(self, pair: str) -> Publication:
+        return requests.with_book(self.market.publication(pair))
 
-    def _publisher(self, pair: str) -> Publisher:
-        if pair not in self.publishers:
-            known = ", ".join(sorted(self.publishers))
-            raise Refused(Refusal.of_field("PAIR_UNKNOWN", "pair", pair, f"one of {known}"))
-        return self.publishers[pair]
 
-    def _ready(self, pair: str) -> Publisher:
-        publisher = self._publisher(pair)
-        if not publisher.ready or publisher.touch is None:
-            why = publisher.trouble or "the book is not there yet: its engine has not started"
-            raise Refused(Refusal(Code.UNAVAILABLE, "BOOK_UNAVAILABLE", why, "pair", pair))
-        return publisher
+class DepthAnswer(ProtobufEncoder):
+    """The format of the answer to GetDepth."""
 
-    def _admit(self, pair: str) -> None:
-        limit = self.config.subscriber_limit
-        if self._subscriber_counts[pair] >= limit:
-            raise Refused(
-                Refusal(
-                    Code.RESOURCE_EXHAUSTED,
-                    "SUBSCRIBER_LIMIT",
-                    f"{pair} has {limit} open streams, as many as this server takes",
-                    "pair",
-                    pair,
-                    str(limit),
-                )
-            )
+    def encode(self, topic: Topic, record: Any) -> bytes:
+        """Return a snapshot as a whole answer."""
+        return of.GetDepthResponse(depth=self.depth(record)).SerializeToString()
 
-    def _level_count(self, asked: int) -> int:
-        limit = self.config.depth_limit
-        if not 0 <= asked <= limit:
-            raise Refused(
-                Refusal.of_field(
-                    "LEVEL_COUNT_OUT_OF_RANGE", "level_count", asked, f"from 0 to {limit}"
-                )
-            )
-        return asked or min(DEFAULT_LEVEL_COUNT, limit)
+
+def _encoder(publication: Publication) -> ProtobufEncoder:
+    encoder = publication.encoder(ProtobufEncoder)
+    assert isinstance(encoder, ProtobufEncoder)
+    return encoder
 
 
 def _parsed(kind: Any, content: bytes) -> Any:
@@ -219,42 +222,6 @@ def _parsed(kind: Any, content: bytes) -> Any:
         name = kind.DESCRIPTOR.name
         message = f"{len(content)} bytes that are no {name}"
         raise Refused(Refusal(Code.INVALID_ARGUMENT, "MESSAGE_UNREADABLE", message)) from None
-
-
-def _trade_number(asked: int) -> int:
-    if asked < 0:
-        limit = "0 (from now on) or the number of a trade"
-        raise Refused(
-            Refusal.of_field("TRADE_NUMBER_OUT_OF_RANGE", "from_trade_number", asked, limit)
-        )
-    return asked
-
-
-def _interval_ns(asked_ms: int) -> int:
-    if not 0 <= asked_ms <= INTERVAL_LIMIT_MS:
-        limit = f"from 0 to {INTERVAL_LIMIT_MS}"
-        raise Refused(Refusal.of_field("INTERVAL_OUT_OF_RANGE", "interval_ms", asked_ms, limit))
-    return asked_ms * 1_000_000
-
-
-def _lagging(lagging: Lagging) -> Refusal:
-    if lagging.resume_from > lagging.oldest:
-        return Refusal(
-            Code.OUT_OF_RANGE,
-            "TRADE_NUMBER_OUT_OF_RANGE",
-            f"trade {lagging.resume_from} has not happened yet",
-            "from_trade_number",
-            str(lagging.resume_from),
-        )
-    return Refusal(
-        Code.RESOURCE_EXHAUSTED,
-        "LAGGING",
-        f"too slow: trade {lagging.resume_from} is gone, the oldest kept is {lagging.oldest};"
-        " subscribe again with from_trade_number",
-        "resume_from",
-        str(lagging.resume_from),
-        str(lagging.oldest),
-    )
 
 
 def handlers(server: MarketDataServer) -> grpc.GenericRpcHandler:
@@ -272,7 +239,9 @@ def handlers(server: MarketDataServer) -> grpc.GenericRpcHandler:
             call, response_serializer=response and response.SerializeToString
         )
 
-    of = market_data_pb2
+    def stream(behaviour: Any) -> Any:
+        return grpc.unary_stream_rpc_method_handler(behaviour)
+
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
@@ -281,17 +250,25 @@ def handlers(server: MarketDataServer) -> grpc.GenericRpcHandler:
             ),
             "GetTicker": unary(server.get_ticker, of.GetTickerRequest, of.GetTickerResponse),
             "GetDepth": unary(server.get_depth, of.GetDepthRequest, None),
-            "StreamDepth": grpc.unary_stream_rpc_method_handler(server.stream_depth),
-            "StreamTrades": grpc.unary_stream_rpc_method_handler(server.stream_trades),
-            "StreamTicker": grpc.unary_stream_rpc_method_handler(server.stream_ticker),
+            "GetMarketStatus": unary(
+                server.get_market_status, of.GetMarketStatusRequest, of.GetMarketStatusResponse
+            ),
+            "ListTrades": unary(server.list_trades, of.ListTradesRequest, of.ListTradesResponse),
+            "GetCandles": unary(server.get_candles, of.GetCandlesRequest, of.GetCandlesResponse),
+            "StreamDepth": stream(server.stream_depth),
+            "StreamTrades": stream(server.stream_trades),
+            "StreamTicker": stream(server.stream_ticker),
+            "StreamMarketStatus": stream(server.stream_market_status),
+            "StreamCandles": stream(server.stream_candles),
         },
     )
 
 
-def service_of(server: MarketDataServer) -> GrpcService:
-    """Return the gRPC service around a market data server; its port is never shared."""
-    options = ServerOptions(host=server.config.host, port=server.config.port, share_port=False)
+def service_of(market: Market) -> GrpcService:
+    """Return the gRPC service of a market; its port is never shared."""
+    config = market.config
+    options = ServerOptions(host=config.host, port=config.port, share_port=False)
     service = GrpcService(options, [SERVICE], [HEALTH_NAME])
-    service.server.add_generic_rpc_handlers((handlers(server),))
-    service.goodbyes.append(server.goodbye)
+    service.server.add_generic_rpc_handlers((handlers(MarketDataServer(market)),))
+    service.goodbyes.append(market.goodbye)
     return service

@@ -61,6 +61,54 @@ on with a new snapshot.
 """
 Global___NoticeKind: _TypeAlias = NoticeKind  # noqa: Y015
 
+class _CandleInterval:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CandleIntervalEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CandleInterval.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CANDLE_INTERVAL_UNSPECIFIED: _CandleInterval.ValueType  # 0
+    """A minute."""
+    CANDLE_INTERVAL_SECOND: _CandleInterval.ValueType  # 1
+    """A second."""
+    CANDLE_INTERVAL_MINUTE: _CandleInterval.ValueType  # 2
+    """A minute."""
+    CANDLE_INTERVAL_FIVE_MINUTES: _CandleInterval.ValueType  # 3
+    """Five minutes."""
+    CANDLE_INTERVAL_FIFTEEN_MINUTES: _CandleInterval.ValueType  # 4
+    """A quarter of an hour."""
+    CANDLE_INTERVAL_HOUR: _CandleInterval.ValueType  # 5
+    """An hour."""
+    CANDLE_INTERVAL_FOUR_HOURS: _CandleInterval.ValueType  # 6
+    """Four hours."""
+    CANDLE_INTERVAL_DAY: _CandleInterval.ValueType  # 7
+    """A day of UTC."""
+    CANDLE_INTERVAL_WEEK: _CandleInterval.ValueType  # 8
+    """A week that begins on Monday, UTC."""
+
+class CandleInterval(_CandleInterval, metaclass=_CandleIntervalEnumTypeWrapper):
+    """How long a candle is."""
+
+CANDLE_INTERVAL_UNSPECIFIED: CandleInterval.ValueType  # 0
+"""A minute."""
+CANDLE_INTERVAL_SECOND: CandleInterval.ValueType  # 1
+"""A second."""
+CANDLE_INTERVAL_MINUTE: CandleInterval.ValueType  # 2
+"""A minute."""
+CANDLE_INTERVAL_FIVE_MINUTES: CandleInterval.ValueType  # 3
+"""Five minutes."""
+CANDLE_INTERVAL_FIFTEEN_MINUTES: CandleInterval.ValueType  # 4
+"""A quarter of an hour."""
+CANDLE_INTERVAL_HOUR: CandleInterval.ValueType  # 5
+"""An hour."""
+CANDLE_INTERVAL_FOUR_HOURS: CandleInterval.ValueType  # 6
+"""Four hours."""
+CANDLE_INTERVAL_DAY: CandleInterval.ValueType  # 7
+"""A day of UTC."""
+CANDLE_INTERVAL_WEEK: CandleInterval.ValueType  # 8
+"""A week that begins on Monday, UTC."""
+Global___CandleInterval: _TypeAlias = CandleInterval  # noqa: Y015
+
 @_typing.final
 class Instrument(_message.Message):
     """The specification of a pair."""
@@ -252,6 +300,12 @@ class Ticker(_message.Message):
     TRADE_COUNT_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     ENGINE_STATE_FIELD_NUMBER: _builtins.int
+    OPEN_24H_FIELD_NUMBER: _builtins.int
+    HIGH_24H_FIELD_NUMBER: _builtins.int
+    LOW_24H_FIELD_NUMBER: _builtins.int
+    VWAP_24H_FIELD_NUMBER: _builtins.int
+    TRADE_COUNT_24H_FIELD_NUMBER: _builtins.int
+    CHANGE_24H_TICKS_FIELD_NUMBER: _builtins.int
     pair: _builtins.str
     """The pair, such as BTC-USDT."""
     epoch: _builtins.int
@@ -286,6 +340,20 @@ class Ticker(_message.Message):
     """What the pair accepts."""
     engine_state: _enums_pb2.EngineState.ValueType
     """What the engine is doing."""
+    open_24h: _builtins.str
+    """First price of the last 24 hours that is known, as decimal text; empty if nothing was traded."""
+    high_24h: _builtins.str
+    """Highest price of the last 24 hours."""
+    low_24h: _builtins.str
+    """Lowest price of the last 24 hours."""
+    vwap_24h: _builtins.str
+    """Average price of the last 24 hours, weighted by volume, rounded half up to a whole tick."""
+    trade_count_24h: _builtins.int
+    """Trades of the last 24 hours that this server has seen one by one: fewer than there were where
+    the figures were filled in from the engine's (before this server started).
+    """
+    change_24h_ticks: _builtins.int
+    """Last price less the first price of the last 24 hours, in ticks."""
     @_builtins.property
     def best_bid(self) -> Global___Level:
         """Best bid; absent if there is none. Its order count is not known here."""
@@ -320,10 +388,16 @@ class Ticker(_message.Message):
         trade_count: _builtins.int = ...,
         status: _enums_pb2.PairStatus.ValueType = ...,
         engine_state: _enums_pb2.EngineState.ValueType = ...,
+        open_24h: _builtins.str = ...,
+        high_24h: _builtins.str = ...,
+        low_24h: _builtins.str = ...,
+        vwap_24h: _builtins.str = ...,
+        trade_count_24h: _builtins.int = ...,
+        change_24h_ticks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["best_ask", b"best_ask", "best_bid", b"best_bid", "last_trade", b"last_trade"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_ask", b"best_ask", "best_bid", b"best_bid", "day_high", b"day_high", "day_low", b"day_low", "day_open", b"day_open", "day_turnover", b"day_turnover", "day_volume", b"day_volume", "day_volume_lots", b"day_volume_lots", "engine_state", b"engine_state", "epoch", b"epoch", "last_trade", b"last_trade", "pair", b"pair", "sequence", b"sequence", "status", b"status", "trade_count", b"trade_count", "turnover_24h", b"turnover_24h", "volume_24h", b"volume_24h", "volume_24h_lots", b"volume_24h_lots", "volume_since_ns", b"volume_since_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_ask", b"best_ask", "best_bid", b"best_bid", "change_24h_ticks", b"change_24h_ticks", "day_high", b"day_high", "day_low", b"day_low", "day_open", b"day_open", "day_turnover", b"day_turnover", "day_volume", b"day_volume", "day_volume_lots", b"day_volume_lots", "engine_state", b"engine_state", "epoch", b"epoch", "high_24h", b"high_24h", "last_trade", b"last_trade", "low_24h", b"low_24h", "open_24h", b"open_24h", "pair", b"pair", "sequence", b"sequence", "status", b"status", "trade_count", b"trade_count", "trade_count_24h", b"trade_count_24h", "turnover_24h", b"turnover_24h", "volume_24h", b"volume_24h", "volume_24h_lots", b"volume_24h_lots", "volume_since_ns", b"volume_since_ns", "vwap_24h", b"vwap_24h"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -341,6 +415,7 @@ class Depth(_message.Message):
     TIME_NS_FIELD_NUMBER: _builtins.int
     BIDS_FIELD_NUMBER: _builtins.int
     ASKS_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
     pair: _builtins.str
     """The pair, such as BTC-USDT."""
     epoch: _builtins.int
@@ -349,6 +424,10 @@ class Depth(_message.Message):
     """Sequence of the last command included."""
     time_ns: _builtins.int
     """When, nanoseconds since 1970 UTC."""
+    checksum: _builtins.int
+    """CRC-32 of the text of the best 10 levels: bids best first, then "|", then asks best first, each
+    level its price_ticks, ":" and its quantity_lots, levels separated by ",".
+    """
     @_builtins.property
     def bids(self) -> _containers.RepeatedCompositeFieldContainer[Global___Level]:
         """Bids, best first."""
@@ -366,10 +445,11 @@ class Depth(_message.Message):
         time_ns: _builtins.int = ...,
         bids: _abc.Iterable[Global___Level] | None = ...,
         asks: _abc.Iterable[Global___Level] | None = ...,
+        checksum: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "bids", b"bids", "epoch", b"epoch", "pair", b"pair", "sequence", b"sequence", "time_ns", b"time_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "bids", b"bids", "checksum", b"checksum", "epoch", b"epoch", "pair", b"pair", "sequence", b"sequence", "time_ns", b"time_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -387,6 +467,8 @@ class DepthUpdate(_message.Message):
     TIME_NS_FIELD_NUMBER: _builtins.int
     BIDS_FIELD_NUMBER: _builtins.int
     ASKS_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    MERGED_COUNT_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch of the book; the same as that of the snapshot it applies to."""
     previous_sequence: _builtins.int
@@ -397,6 +479,12 @@ class DepthUpdate(_message.Message):
     """Sequence of the last command included."""
     time_ns: _builtins.int
     """When, nanoseconds since 1970 UTC."""
+    checksum: _builtins.int
+    """CRC-32 as in Depth, of the book after this update."""
+    merged_count: _builtins.int
+    """How many of the server's own updates this one stands for: more than 1 if the subscriber read
+    slowly or asked for an interval. What came between is not told, only where it ended.
+    """
     @_builtins.property
     def bids(self) -> _containers.RepeatedCompositeFieldContainer[Global___Level]:
         """Bids that changed, with their new absolute quantity; zero: gone, or out of the depth asked for."""
@@ -414,10 +502,12 @@ class DepthUpdate(_message.Message):
         time_ns: _builtins.int = ...,
         bids: _abc.Iterable[Global___Level] | None = ...,
         asks: _abc.Iterable[Global___Level] | None = ...,
+        checksum: _builtins.int = ...,
+        merged_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "bids", b"bids", "epoch", b"epoch", "previous_sequence", b"previous_sequence", "sequence", b"sequence", "time_ns", b"time_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "bids", b"bids", "checksum", b"checksum", "epoch", b"epoch", "merged_count", b"merged_count", "previous_sequence", b"previous_sequence", "sequence", b"sequence", "time_ns", b"time_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -563,7 +653,7 @@ class GetDepthRequest(_message.Message):
     pair: _builtins.str
     """The pair, such as BTC-USDT."""
     level_count: _builtins.int
-    """Levels of each side; 0: 20, at most what the pair publishes."""
+    """Levels of each side, at most 1000; 0: 20; -1: every level that the server keeps."""
     def __init__(
         self,
         *,
@@ -611,22 +701,38 @@ class StreamDepthRequest(_message.Message):
     PAIR_FIELD_NUMBER: _builtins.int
     LEVEL_COUNT_FIELD_NUMBER: _builtins.int
     INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    HELD_EPOCH_FIELD_NUMBER: _builtins.int
+    HELD_SEQUENCE_FIELD_NUMBER: _builtins.int
+    ONLY_SNAPSHOTS_FIELD_NUMBER: _builtins.int
     pair: _builtins.str
     """The pair, such as BTC-USDT."""
     level_count: _builtins.int
-    """Levels of each side; 0: 20, at most what the pair publishes."""
+    """Levels of each side: 1, 5, 10, 20, 50, 100, 500 or 1000; 0: 20; -1: every level that the server
+    keeps.
+    """
     interval_ms: _builtins.int
     """Shortest time between two updates, milliseconds; 0: the server's own tick."""
+    held_epoch: _builtins.int
+    """What a returning subscriber holds: epoch of the snapshot or update it took last; 0: nothing."""
+    held_sequence: _builtins.int
+    """The sequence of the same message. If the server still knows what changed since, the stream goes
+    on with an update whose previous_sequence is this; if not, with a snapshot.
+    """
+    only_snapshots: _builtins.bool
+    """Every message is a snapshot: nothing to keep in step, more to carry."""
     def __init__(
         self,
         *,
         pair: _builtins.str = ...,
         level_count: _builtins.int = ...,
         interval_ms: _builtins.int = ...,
+        held_epoch: _builtins.int = ...,
+        held_sequence: _builtins.int = ...,
+        only_snapshots: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval_ms", b"interval_ms", "level_count", b"level_count", "pair", b"pair"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_epoch", b"held_epoch", "held_sequence", b"held_sequence", "interval_ms", b"interval_ms", "level_count", b"level_count", "only_snapshots", b"only_snapshots", "pair", b"pair"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -849,3 +955,495 @@ class StreamTickerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___StreamTickerResponse: _TypeAlias = StreamTickerResponse  # noqa: Y015
+
+@_typing.final
+class PairState(_message.Message):
+    """What a pair accepts and how its engine is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIR_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    ENGINE_STATE_FIELD_NUMBER: _builtins.int
+    TIME_NS_FIELD_NUMBER: _builtins.int
+    HAS_BOOK_FIELD_NUMBER: _builtins.int
+    TRADE_COUNT_FIELD_NUMBER: _builtins.int
+    pair: _builtins.str
+    """The pair, such as BTC-USDT."""
+    epoch: _builtins.int
+    """Epoch of the book; 0 while there is none."""
+    sequence: _builtins.int
+    """Sequence of the last command included."""
+    status: _enums_pb2.PairStatus.ValueType
+    """What the pair accepts."""
+    engine_state: _enums_pb2.EngineState.ValueType
+    """What the engine is doing; unspecified while it is silent or gone."""
+    time_ns: _builtins.int
+    """Time of the newest event included, nanoseconds since 1970 UTC."""
+    has_book: _builtins.bool
+    """Whether there is a book to show, be it one that stands still."""
+    trade_count: _builtins.int
+    """Number of the newest trade."""
+    def __init__(
+        self,
+        *,
+        pair: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        status: _enums_pb2.PairStatus.ValueType = ...,
+        engine_state: _enums_pb2.EngineState.ValueType = ...,
+        time_ns: _builtins.int = ...,
+        has_book: _builtins.bool = ...,
+        trade_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_state", b"engine_state", "epoch", b"epoch", "has_book", b"has_book", "pair", b"pair", "sequence", b"sequence", "status", b"status", "time_ns", b"time_ns", "trade_count", b"trade_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PairState: _TypeAlias = PairState  # noqa: Y015
+
+@_typing.final
+class GetMarketStatusRequest(_message.Message):
+    """Names the pair."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIR_FIELD_NUMBER: _builtins.int
+    pair: _builtins.str
+    """The pair, such as BTC-USDT."""
+    def __init__(
+        self,
+        *,
+        pair: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pair", b"pair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMarketStatusRequest: _TypeAlias = GetMarketStatusRequest  # noqa: Y015
+
+@_typing.final
+class GetMarketStatusResponse(_message.Message):
+    """The status."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def state(self) -> Global___PairState:
+        """The present status."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___PairState | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMarketStatusResponse: _TypeAlias = GetMarketStatusResponse  # noqa: Y015
+
+@_typing.final
+class StreamMarketStatusRequest(_message.Message):
+    """Names the pair."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIR_FIELD_NUMBER: _builtins.int
+    pair: _builtins.str
+    """The pair, such as BTC-USDT."""
+    def __init__(
+        self,
+        *,
+        pair: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pair", b"pair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamMarketStatusRequest: _TypeAlias = StreamMarketStatusRequest  # noqa: Y015
+
+@_typing.final
+class StreamMarketStatusResponse(_message.Message):
+    """One message of a status stream. The first but for notices is a state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
+    GOODBYE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def state(self) -> Global___PairState:
+        """The status as it is now."""
+
+    @_builtins.property
+    def heartbeat(self) -> _stream_pb2.Heartbeat:
+        """Sent every second in silence."""
+
+    @_builtins.property
+    def notice(self) -> Global___Notice:
+        """About the stream itself."""
+
+    @_builtins.property
+    def goodbye(self) -> _stream_pb2.Goodbye:
+        """The server ends the stream after this message."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___PairState | None = ...,
+        heartbeat: _stream_pb2.Heartbeat | None = ...,
+        notice: Global___Notice | None = ...,
+        goodbye: _stream_pb2.Goodbye | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "notice", b"notice", "state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "notice", b"notice", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state", "heartbeat", "notice", "goodbye"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___StreamMarketStatusResponse: _TypeAlias = StreamMarketStatusResponse  # noqa: Y015
+
+@_typing.final
+class ListTradesRequest(_message.Message):
+    """Names the pair and a page of its trades."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIR_FIELD_NUMBER: _builtins.int
+    FROM_TRADE_NUMBER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    pair: _builtins.str
+    """The pair, such as BTC-USDT."""
+    from_trade_number: _builtins.int
+    """First trade number wanted; 0: the newest page. Numbers that are no longer kept are passed over."""
+    page_size: _builtins.int
+    """Most trades of the page, at most 1000; 0: 100."""
+    def __init__(
+        self,
+        *,
+        pair: _builtins.str = ...,
+        from_trade_number: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_trade_number", b"from_trade_number", "page_size", b"page_size", "pair", b"pair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTradesRequest: _TypeAlias = ListTradesRequest  # noqa: Y015
+
+@_typing.final
+class ListTradesResponse(_message.Message):
+    """One page of trades."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRADES_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    NEXT_TRADE_NUMBER_FIELD_NUMBER: _builtins.int
+    OLDEST_TRADE_NUMBER_FIELD_NUMBER: _builtins.int
+    NEWEST_TRADE_NUMBER_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Epoch of the book."""
+    next_trade_number: _builtins.int
+    """What to ask for to get the next page; a page that ends with the newest trade names one that has
+    not happened yet.
+    """
+    oldest_trade_number: _builtins.int
+    """The oldest trade that this server still has; above newest_trade_number: it has none."""
+    newest_trade_number: _builtins.int
+    """The newest trade."""
+    @_builtins.property
+    def trades(self) -> _containers.RepeatedCompositeFieldContainer[Global___Trade]:
+        """The trades, oldest first, without a gap."""
+
+    def __init__(
+        self,
+        *,
+        trades: _abc.Iterable[Global___Trade] | None = ...,
+        epoch: _builtins.int = ...,
+        next_trade_number: _builtins.int = ...,
+        oldest_trade_number: _builtins.int = ...,
+        newest_trade_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "newest_trade_number", b"newest_trade_number", "next_trade_number", b"next_trade_number", "oldest_trade_number", b"oldest_trade_number", "trades", b"trades"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTradesResponse: _TypeAlias = ListTradesResponse  # noqa: Y015
+
+@_typing.final
+class Candle(_message.Message):
+    """The trades of one span of time. There is no candle for a span without trades."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_NS_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    CLOSE_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    TURNOVER_FIELD_NUMBER: _builtins.int
+    TRADE_COUNT_FIELD_NUMBER: _builtins.int
+    LAST_TRADE_NUMBER_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    OPEN_TICKS_FIELD_NUMBER: _builtins.int
+    HIGH_TICKS_FIELD_NUMBER: _builtins.int
+    LOW_TICKS_FIELD_NUMBER: _builtins.int
+    CLOSE_TICKS_FIELD_NUMBER: _builtins.int
+    VOLUME_LOTS_FIELD_NUMBER: _builtins.int
+    start_ns: _builtins.int
+    """First moment, nanoseconds since 1970 UTC."""
+    open: _builtins.str
+    """First price, as decimal text."""
+    high: _builtins.str
+    """Highest price."""
+    low: _builtins.str
+    """Lowest price."""
+    close: _builtins.str
+    """Last price."""
+    volume: _builtins.str
+    """Base quantity traded, as decimal text."""
+    turnover: _builtins.str
+    """Quote amount traded, as decimal text."""
+    trade_count: _builtins.int
+    """Trades."""
+    last_trade_number: _builtins.int
+    """Number of the last trade included."""
+    closed: _builtins.bool
+    """Whether no further trade can fall into it."""
+    open_ticks: _builtins.int
+    """First price in ticks."""
+    high_ticks: _builtins.int
+    """Highest price in ticks."""
+    low_ticks: _builtins.int
+    """Lowest price in ticks."""
+    close_ticks: _builtins.int
+    """Last price in ticks."""
+    volume_lots: _builtins.int
+    """Base quantity traded in lots."""
+    def __init__(
+        self,
+        *,
+        start_ns: _builtins.int = ...,
+        open: _builtins.str = ...,
+        high: _builtins.str = ...,
+        low: _builtins.str = ...,
+        close: _builtins.str = ...,
+        volume: _builtins.str = ...,
+        turnover: _builtins.str = ...,
+        trade_count: _builtins.int = ...,
+        last_trade_number: _builtins.int = ...,
+        closed: _builtins.bool = ...,
+        open_ticks: _builtins.int = ...,
+        high_ticks: _builtins.int = ...,
+        low_ticks: _builtins.int = ...,
+        close_ticks: _builtins.int = ...,
+        volume_lots: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "close_ticks", b"close_ticks", "closed", b"closed", "high", b"high", "high_ticks", b"high_ticks", "last_trade_number", b"last_trade_number", "low", b"low", "low_ticks", b"low_ticks", "open", b"open", "open_ticks", b"open_ticks", "start_ns", b"start_ns", "trade_count", b"trade_count", "turnover", b"turnover", "volume", b"volume", "volume_lots", b"volume_lots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Candle: _TypeAlias = Candle  # noqa: Y015
+
+@_typing.final
+class GetCandlesRequest(_message.Message):
+    """Names the pair, the interval and a span of time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIR_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    FROM_NS_FIELD_NUMBER: _builtins.int
+    TO_NS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    pair: _builtins.str
+    """The pair, such as BTC-USDT."""
+    interval: Global___CandleInterval.ValueType
+    """How long each candle is; unspecified: a minute."""
+    from_ns: _builtins.int
+    """Candles that start then or later, nanoseconds since 1970 UTC."""
+    to_ns: _builtins.int
+    """Candles that start before then; 0: up to now."""
+    page_size: _builtins.int
+    """Most candles of the page, at most 1000; 0: 100. The newest of the span are given."""
+    def __init__(
+        self,
+        *,
+        pair: _builtins.str = ...,
+        interval: Global___CandleInterval.ValueType = ...,
+        from_ns: _builtins.int = ...,
+        to_ns: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_ns", b"from_ns", "interval", b"interval", "page_size", b"page_size", "pair", b"pair", "to_ns", b"to_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCandlesRequest: _TypeAlias = GetCandlesRequest  # noqa: Y015
+
+@_typing.final
+class GetCandlesResponse(_message.Message):
+    """Candles, oldest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDLES_FIELD_NUMBER: _builtins.int
+    NEXT_TO_NS_FIELD_NUMBER: _builtins.int
+    next_to_ns: _builtins.int
+    """What to ask for as to_ns to get what was before; 0: there is nothing older."""
+    @_builtins.property
+    def candles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candle]:
+        """The candles."""
+
+    def __init__(
+        self,
+        *,
+        candles: _abc.Iterable[Global___Candle] | None = ...,
+        next_to_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candles", b"candles", "next_to_ns", b"next_to_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCandlesResponse: _TypeAlias = GetCandlesResponse  # noqa: Y015
+
+@_typing.final
+class StreamCandlesRequest(_message.Message):
+    """Names the pair and the interval."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIR_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    FROM_NS_FIELD_NUMBER: _builtins.int
+    pair: _builtins.str
+    """The pair, such as BTC-USDT."""
+    interval: Global___CandleInterval.ValueType
+    """How long each candle is; unspecified: a minute."""
+    interval_ms: _builtins.int
+    """Shortest time between two messages, milliseconds; 0: the server's own tick."""
+    from_ns: _builtins.int
+    """Start of the first candle wanted, nanoseconds since 1970 UTC; 0: the newest that are kept."""
+    def __init__(
+        self,
+        *,
+        pair: _builtins.str = ...,
+        interval: Global___CandleInterval.ValueType = ...,
+        interval_ms: _builtins.int = ...,
+        from_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_ns", b"from_ns", "interval", b"interval", "interval_ms", b"interval_ms", "pair", b"pair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamCandlesRequest: _TypeAlias = StreamCandlesRequest  # noqa: Y015
+
+@_typing.final
+class CandleBatch(_message.Message):
+    """Candles of one stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDLES_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    IS_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Epoch of the book."""
+    sequence: _builtins.int
+    """Sequence of the last command included."""
+    is_snapshot: _builtins.bool
+    """Whether these replace all that was told before."""
+    @_builtins.property
+    def candles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candle]:
+        """The candles, oldest first; each replaces one of the same start."""
+
+    def __init__(
+        self,
+        *,
+        candles: _abc.Iterable[Global___Candle] | None = ...,
+        epoch: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        is_snapshot: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candles", b"candles", "epoch", b"epoch", "is_snapshot", b"is_snapshot", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CandleBatch: _TypeAlias = CandleBatch  # noqa: Y015
+
+@_typing.final
+class StreamCandlesResponse(_message.Message):
+    """One message of a candle stream. The first but for notices is a snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDLES_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
+    GOODBYE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def candles(self) -> Global___CandleBatch:
+        """Candles that changed."""
+
+    @_builtins.property
+    def heartbeat(self) -> _stream_pb2.Heartbeat:
+        """Sent every second in silence."""
+
+    @_builtins.property
+    def notice(self) -> Global___Notice:
+        """About the stream itself."""
+
+    @_builtins.property
+    def goodbye(self) -> _stream_pb2.Goodbye:
+        """The server ends the stream after this message."""
+
+    def __init__(
+        self,
+        *,
+        candles: Global___CandleBatch | None = ...,
+        heartbeat: _stream_pb2.Heartbeat | None = ...,
+        notice: Global___Notice | None = ...,
+        goodbye: _stream_pb2.Goodbye | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["candles", b"candles", "event", b"event", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "notice", b"notice"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candles", b"candles", "event", b"event", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "notice", b"notice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["candles", "heartbeat", "notice", "goodbye"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___StreamCandlesResponse: _TypeAlias = StreamCandlesResponse  # noqa: Y015

@@ -65,6 +65,31 @@ class MarketDataServiceStub:
                 request_serializer=exchange_dot_v1_dot_market__data__pb2.StreamTickerRequest.SerializeToString,
                 response_deserializer=exchange_dot_v1_dot_market__data__pb2.StreamTickerResponse.FromString,
                 _registered_method=True)
+        self.GetMarketStatus = channel.unary_unary(
+                '/exchange.v1.MarketDataService/GetMarketStatus',
+                request_serializer=exchange_dot_v1_dot_market__data__pb2.GetMarketStatusRequest.SerializeToString,
+                response_deserializer=exchange_dot_v1_dot_market__data__pb2.GetMarketStatusResponse.FromString,
+                _registered_method=True)
+        self.StreamMarketStatus = channel.unary_stream(
+                '/exchange.v1.MarketDataService/StreamMarketStatus',
+                request_serializer=exchange_dot_v1_dot_market__data__pb2.StreamMarketStatusRequest.SerializeToString,
+                response_deserializer=exchange_dot_v1_dot_market__data__pb2.StreamMarketStatusResponse.FromString,
+                _registered_method=True)
+        self.ListTrades = channel.unary_unary(
+                '/exchange.v1.MarketDataService/ListTrades',
+                request_serializer=exchange_dot_v1_dot_market__data__pb2.ListTradesRequest.SerializeToString,
+                response_deserializer=exchange_dot_v1_dot_market__data__pb2.ListTradesResponse.FromString,
+                _registered_method=True)
+        self.GetCandles = channel.unary_unary(
+                '/exchange.v1.MarketDataService/GetCandles',
+                request_serializer=exchange_dot_v1_dot_market__data__pb2.GetCandlesRequest.SerializeToString,
+                response_deserializer=exchange_dot_v1_dot_market__data__pb2.GetCandlesResponse.FromString,
+                _registered_method=True)
+        self.StreamCandles = channel.unary_stream(
+                '/exchange.v1.MarketDataService/StreamCandles',
+                request_serializer=exchange_dot_v1_dot_market__data__pb2.StreamCandlesRequest.SerializeToString,
+                response_deserializer=exchange_dot_v1_dot_market__data__pb2.StreamCandlesResponse.FromString,
+                _registered_method=True)
 
 
 class MarketDataServiceServicer:
@@ -113,6 +138,41 @@ class MarketDataServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMarketStatus(self, request, context):
+        """What the pair accepts and how its engine is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamMarketStatus(self, request, context):
+        """The status at once and whenever it changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTrades(self, request, context):
+        """Past trades, page by page, as far as the server still has them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCandles(self, request, context):
+        """Past candles and the present one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamCandles(self, request, context):
+        """The newest candles, then each that changes, conflated for a slow subscriber.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MarketDataServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +205,31 @@ def add_MarketDataServiceServicer_to_server(servicer, server):
                     servicer.StreamTicker,
                     request_deserializer=exchange_dot_v1_dot_market__data__pb2.StreamTickerRequest.FromString,
                     response_serializer=exchange_dot_v1_dot_market__data__pb2.StreamTickerResponse.SerializeToString,
+            ),
+            'GetMarketStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMarketStatus,
+                    request_deserializer=exchange_dot_v1_dot_market__data__pb2.GetMarketStatusRequest.FromString,
+                    response_serializer=exchange_dot_v1_dot_market__data__pb2.GetMarketStatusResponse.SerializeToString,
+            ),
+            'StreamMarketStatus': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamMarketStatus,
+                    request_deserializer=exchange_dot_v1_dot_market__data__pb2.StreamMarketStatusRequest.FromString,
+                    response_serializer=exchange_dot_v1_dot_market__data__pb2.StreamMarketStatusResponse.SerializeToString,
+            ),
+            'ListTrades': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTrades,
+                    request_deserializer=exchange_dot_v1_dot_market__data__pb2.ListTradesRequest.FromString,
+                    response_serializer=exchange_dot_v1_dot_market__data__pb2.ListTradesResponse.SerializeToString,
+            ),
+            'GetCandles': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCandles,
+                    request_deserializer=exchange_dot_v1_dot_market__data__pb2.GetCandlesRequest.FromString,
+                    response_serializer=exchange_dot_v1_dot_market__data__pb2.GetCandlesResponse.SerializeToString,
+            ),
+            'StreamCandles': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamCandles,
+                    request_deserializer=exchange_dot_v1_dot_market__data__pb2.StreamCandlesRequest.FromString,
+                    response_serializer=exchange_dot_v1_dot_market__data__pb2.StreamCandlesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +395,141 @@ class MarketDataService:
             '/exchange.v1.MarketDataService/StreamTicker',
             exchange_dot_v1_dot_market__data__pb2.StreamTickerRequest.SerializeToString,
             exchange_dot_v1_dot_market__data__pb2.StreamTickerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMarketStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exchange.v1.MarketDataService/GetMarketStatus',
+            exchange_dot_v1_dot_market__data__pb2.GetMarketStatusRequest.SerializeToString,
+            exchange_dot_v1_dot_market__data__pb2.GetMarketStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamMarketStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/exchange.v1.MarketDataService/StreamMarketStatus',
+            exchange_dot_v1_dot_market__data__pb2.StreamMarketStatusRequest.SerializeToString,
+            exchange_dot_v1_dot_market__data__pb2.StreamMarketStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTrades(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exchange.v1.MarketDataService/ListTrades',
+            exchange_dot_v1_dot_market__data__pb2.ListTradesRequest.SerializeToString,
+            exchange_dot_v1_dot_market__data__pb2.ListTradesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCandles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exchange.v1.MarketDataService/GetCandles',
+            exchange_dot_v1_dot_market__data__pb2.GetCandlesRequest.SerializeToString,
+            exchange_dot_v1_dot_market__data__pb2.GetCandlesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamCandles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/exchange.v1.MarketDataService/StreamCandles',
+            exchange_dot_v1_dot_market__data__pb2.StreamCandlesRequest.SerializeToString,
+            exchange_dot_v1_dot_market__data__pb2.StreamCandlesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,16 @@ class MarketDataServiceStub:
     """Trades as they happen."""
     StreamTicker: _grpc.UnaryStreamMultiCallable[_market_data_pb2.StreamTickerRequest, _market_data_pb2.StreamTickerResponse]
     """The ticker as it changes, conflated for a slow subscriber."""
+    GetMarketStatus: _grpc.UnaryUnaryMultiCallable[_market_data_pb2.GetMarketStatusRequest, _market_data_pb2.GetMarketStatusResponse]
+    """What the pair accepts and how its engine is."""
+    StreamMarketStatus: _grpc.UnaryStreamMultiCallable[_market_data_pb2.StreamMarketStatusRequest, _market_data_pb2.StreamMarketStatusResponse]
+    """The status at once and whenever it changes."""
+    ListTrades: _grpc.UnaryUnaryMultiCallable[_market_data_pb2.ListTradesRequest, _market_data_pb2.ListTradesResponse]
+    """Past trades, page by page, as far as the server still has them."""
+    GetCandles: _grpc.UnaryUnaryMultiCallable[_market_data_pb2.GetCandlesRequest, _market_data_pb2.GetCandlesResponse]
+    """Past candles and the present one."""
+    StreamCandles: _grpc.UnaryStreamMultiCallable[_market_data_pb2.StreamCandlesRequest, _market_data_pb2.StreamCandlesResponse]
+    """The newest candles, then each that changes, conflated for a slow subscriber."""
 
 @_typing.type_check_only
 class MarketDataServiceAsyncStub(MarketDataServiceStub):
@@ -67,6 +77,16 @@ class MarketDataServiceAsyncStub(MarketDataServiceStub):
     """Trades as they happen."""
     StreamTicker: _aio.UnaryStreamMultiCallable[_market_data_pb2.StreamTickerRequest, _market_data_pb2.StreamTickerResponse]  # type: ignore[assignment]
     """The ticker as it changes, conflated for a slow subscriber."""
+    GetMarketStatus: _aio.UnaryUnaryMultiCallable[_market_data_pb2.GetMarketStatusRequest, _market_data_pb2.GetMarketStatusResponse]  # type: ignore[assignment]
+    """What the pair accepts and how its engine is."""
+    StreamMarketStatus: _aio.UnaryStreamMultiCallable[_market_data_pb2.StreamMarketStatusRequest, _market_data_pb2.StreamMarketStatusResponse]  # type: ignore[assignment]
+    """The status at once and whenever it changes."""
+    ListTrades: _aio.UnaryUnaryMultiCallable[_market_data_pb2.ListTradesRequest, _market_data_pb2.ListTradesResponse]  # type: ignore[assignment]
+    """Past trades, page by page, as far as the server still has them."""
+    GetCandles: _aio.UnaryUnaryMultiCallable[_market_data_pb2.GetCandlesRequest, _market_data_pb2.GetCandlesResponse]  # type: ignore[assignment]
+    """Past candles and the present one."""
+    StreamCandles: _aio.UnaryStreamMultiCallable[_market_data_pb2.StreamCandlesRequest, _market_data_pb2.StreamCandlesResponse]  # type: ignore[assignment]
+    """The newest candles, then each that changes, conflated for a slow subscriber."""
 
 class MarketDataServiceServicer(metaclass=_abc_1.ABCMeta):
     """Shows instruments, tickers, depth and trades."""
@@ -118,5 +138,45 @@ class MarketDataServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_market_data_pb2.StreamTickerResponse], _abc.AsyncIterator[_market_data_pb2.StreamTickerResponse]]:
         """The ticker as it changes, conflated for a slow subscriber."""
+
+    @_abc_1.abstractmethod
+    def GetMarketStatus(
+        self,
+        request: _market_data_pb2.GetMarketStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_data_pb2.GetMarketStatusResponse, _abc.Awaitable[_market_data_pb2.GetMarketStatusResponse]]:
+        """What the pair accepts and how its engine is."""
+
+    @_abc_1.abstractmethod
+    def StreamMarketStatus(
+        self,
+        request: _market_data_pb2.StreamMarketStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_market_data_pb2.StreamMarketStatusResponse], _abc.AsyncIterator[_market_data_pb2.StreamMarketStatusResponse]]:
+        """The status at once and whenever it changes."""
+
+    @_abc_1.abstractmethod
+    def ListTrades(
+        self,
+        request: _market_data_pb2.ListTradesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_data_pb2.ListTradesResponse, _abc.Awaitable[_market_data_pb2.ListTradesResponse]]:
+        """Past trades, page by page, as far as the server still has them."""
+
+    @_abc_1.abstractmethod
+    def GetCandles(
+        self,
+        request: _market_data_pb2.GetCandlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_data_pb2.GetCandlesResponse, _abc.Awaitable[_market_data_pb2.GetCandlesResponse]]:
+        """Past candles and the present one."""
+
+    @_abc_1.abstractmethod
+    def StreamCandles(
+        self,
+        request: _market_data_pb2.StreamCandlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_market_data_pb2.StreamCandlesResponse], _abc.AsyncIterator[_market_data_pb2.StreamCandlesResponse]]:
+        """The newest candles, then each that changes, conflated for a slow subscriber."""
 
 def add_MarketDataServiceServicer_to_server(servicer: MarketDataServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,18 +1,45 @@
 """What one subscriber holds and is told next: a few numbers, whatever it does or does not read.
 
-``take`` returns the next message, or None while there is nothing to say. Nothing is queued: a
-subscriber that comes back late gets the newest value of what changed (depth, ticker), or as many
-trades as the log still has. Encoded messages are shared by all who hold the same position.
+The interface of all doors:
+
+    market.open(pair, lambda publication: DepthSubscription(publication, Format, 20))
+    subscription.take(now_ns) -> bytes | None     the next message; None: nothing to say now
+    subscription.goodbye(reason) -> bytes         the last message of a stream the server ends
+    subscription.restart()                        start anew, as after a message that was lost
+    market.close(subscription)
+
+``take`` is called until it returns None, then again after the market's next waking. Nothing is
+queued: a subscriber that comes back late gets the newest value of what changed (depth, ticker,
+status, candles), or as many trades as the log still has; when those it needs are gone ``take``
+raises ``Lagging``, which names the number to come again with. Messages are those of the format
+given, encoded once for all who hold the same position.
+
+Order of what is said: notices, then content, then a heartbeat in silence.
 """
 
+from collections.abc import Callable, Hashable
 from typing import Final
 
-from exchange.v1 import market_data_pb2
-from mdgateway.feed import messages
-from mdgateway.feed.messages import StreamMessage
-from mdgateway.feed.publisher import WHOLE, Publisher
+from mdgateway.feed.candles import Candle, CandleSource, Interval
+from mdgateway.feed.publication import Publication
+from mdgateway.feed.records import (
+    CandleRun,
+    Channel,
+    DepthSnapshot,
+    DepthUpdate,
+    Format,
+    Goodbye,
+    Heartbeat,
+    PairState,
+    Record,
+    Topic,
+    TradeRun,
+)
 
 TRADES_PER_MESSAGE: Final = 500
+CANDLES_PER_SNAPSHOT: Final = 300
+WHOLE: Final = -1
+"""The generation of a subscriber that holds nothing."""
 
 
 class Lagging(Exception):
@@ -27,95 +54,147 @@ class Lagging(Exception):
 class Subscription:
     """What all streams share: notices first, then content, a heartbeat in silence."""
 
-    kind: StreamMessage
-
-    def __init__(self, publisher: Publisher, interval_ns: int) -> None:
-        self.publisher = publisher
+    def __init__(
+        self,
+        publication: Publication,
+        format_: Format,
+        channel: Channel,
+        detail: int = 0,
+        interval_ns: int = 0,
+    ) -> None:
+        self.publication = publication
+        self.topic = Topic(channel, publication.pair, detail)
+        self.heartbeat_ns = publication.config.heartbeat_ms * 1_000_000
+        """How long the stream may be silent; zero: for ever, for doors that beat themselves."""
+        self.tells_notices = True
+        """False: for doors that tell a pair's notices once for many subscriptions."""
+        self._format = format_
         self._interval_ns = interval_ns
-        self._heartbeat_ns = publisher.config.heartbeat_ms * 1_000_000
-        self._notice_number = publisher.notice_count
-        self._greeting = publisher.present_notice()
+        self._notice_number = publication.notice_count
+        self._greeting = publication.present_notice()
         self._sent_ns = 0
-        self._time_ns = 0
         self._content_ns = 0
 
-    def take(self, now_ns: int, time_ns: int) -> bytes | None:
-        """Return the next message; `now_ns` is monotonic, `time_ns` of the wall clock."""
-        self._time_ns = time_ns
-        message = self._notice()
+    def take(self, now_ns: int) -> bytes | None:
+        """Return the next message, or None; `now_ns` is of the monotonic clock."""
+        message = self._notice() if self.tells_notices else None
         if message is None and now_ns - self._content_ns >= self._interval_ns:
             message = self._content()
             if message is not None:
                 self._content_ns = now_ns
-        if message is None and now_ns - self._sent_ns >= self._heartbeat_ns:
-            message = messages.heartbeat(self.kind, time_ns, self._position())
+        if message is None and self.heartbeat_ns and now_ns - self._sent_ns >= self.heartbeat_ns:
+            message = self._heartbeat()
         if message is not None:
             self._sent_ns = now_ns
         return message
+
+    def restart(self) -> None:
+        """Forget what the subscriber holds: what comes next stands by itself."""
 
     def close(self) -> None:
         """Give back what is shared."""
 
     def goodbye(self, reason: str) -> bytes:
         """Return the stream's last message."""
-        return messages.goodbye(self.kind, reason, 0)
+        return self._encode(Goodbye(reason, self.resume_from()))
+
+    def resume_from(self) -> int:
+        """Return where to go on with another server; zero: there is nothing to resume."""
+        return 0
 
     def _content(self) -> bytes | None:
         raise NotImplementedError
 
     def _position(self) -> int:
-        return self.publisher.sequence
+        return self.publication.sequence
+
+    def _encode(self, record: Record) -> bytes:
+        """Encode what is only for this subscriber."""
+        return self.publication.encoder(self._format).encode(self.topic, record)
+
+    def _shared(self, key: Hashable, make: Callable[[], Record]) -> bytes:
+        return self.publication.encoded(self._format, self.topic, key, make)
+
+    def _heartbeat(self) -> bytes:
+        time_ns, position = self.publication.wall_ns, self._position()
+        return self._shared(("heartbeat", position), lambda: Heartbeat(time_ns, position))
 
     def _notice(self) -> bytes | None:
         if self._greeting is not None:
             content, self._greeting = self._greeting, None
-            return messages.notice(self.kind, content)
-        if self._notice_number == self.publisher.notice_count:
+            return self._encode(content)
+        if self._notice_number == self.publication.notice_count:
             return None
-        for number, content in self.publisher.notices:
-            if number > self._notice_number:
-                self._notice_number = number
-                return messages.notice(self.kind, content)
-        raise AssertionError("a counted notice is kept")
+        held = self._notice_number
+        notice = next(one for one in self.publication.notices if one.number > held)
+        self._notice_number = notice.number
+        return self._shared(("notice", notice.number), lambda: notice.content)
 
 
 class DepthSubscription(Subscription):
-    """A snapshot, then updates that name their predecessor."""
+    """A snapshot, then updates that name their predecessor; or only snapshots.
 
-    kind = market_data_pb2.StreamDepthResponse
+    `held` is (epoch, sequence) of the snapshot or update a returning subscriber took last: if the
+    view still knows what changed since exactly then, it goes on with an update.
+    """
 
-    def __init__(self, publisher: Publisher, level_count: int, interval_ns: int = 0) -> None:
-        super().__init__(publisher, interval_ns)
-        self._channel = publisher.acquire_channel(level_count)
+    def __init__(
+        self,
+        publication: Publication,
+        format_: Format,
+        level_count: int,
+        interval_ns: int = 0,
+        *,
+        held: tuple[int, int] | None = None,
+        only_snapshots: bool = False,
+    ) -> None:
+        super().__init__(publication, format_, Channel.DEPTH, level_count, interval_ns)
+        self._view = publication.acquire_view(level_count)
+        self._only_snapshots = only_snapshots
         self._generation = WHOLE
         self._sequence = 0
+        self.resumed = False
+        """Whether the subscriber goes on from what it held."""
+        if held and publication.ready and held[0] == publication.epoch:
+            generation = self._view.generation_of(held[1])
+            if generation is not None:
+                self._generation, self._sequence = generation, held[1]
+                self.resumed = True
+
+    def restart(self) -> None:
+        """Let a snapshot come next."""
+        self._generation = WHOLE
 
     def close(self) -> None:
         """Give the shared view back."""
-        self.publisher.release_channel(self._channel)
+        self.publication.release_view(self.topic.detail)
 
     def _content(self) -> bytes | None:
-        view, publisher = self._channel.view, self.publisher
-        if not publisher.ready or self._generation == view.generation:
+        view = self._view
+        if not self.publication.ready or self._generation == view.generation:
             return None
         held = self._generation
-        if held < view.oldest_generation:
+        if held < view.oldest_generation or self._only_snapshots:
             held = WHOLE
-        message = self._channel.encoded.get(held)
-        if message is None:
-            message = self._channel.encoded[held] = self._encode(held)
+        message = self._shared((view.generation, held), lambda: self._record(held))
         self._generation, self._sequence = view.generation, view.sequence
         return message
 
-    def _encode(self, held: int) -> bytes:
-        view, publisher = self._channel.view, self.publisher
-        place = publisher.epoch, view.sequence, publisher.time_ns
+    def _record(self, held: int) -> Record:
+        view, epoch, time_ns = self._view, self.publication.epoch, self.publication.time_ns
         if held == WHOLE:
-            return publisher.encoder.snapshot(*place, *view.levels())
+            return DepthSnapshot(epoch, view.sequence, time_ns, *view.levels(), view.checksum())
         changes = view.since(held)
         assert changes is not None, "the caller looked at the oldest generation"
-        epoch, sequence, time_ns = place
-        return publisher.encoder.update(epoch, self._sequence, sequence, time_ns, changes)
+        return DepthUpdate(
+            epoch,
+            self._sequence,
+            view.sequence,
+            time_ns,
+            changes,
+            view.checksum(),
+            view.generation - held,
+        )
 
 
 class TradeSubscription(Subscription):
@@ -124,26 +203,26 @@ class TradeSubscription(Subscription):
     A number a little ahead is waited for: another gateway may have been quicker by a tick.
     """
 
-    kind = market_data_pb2.StreamTradesResponse
-
-    def __init__(self, publisher: Publisher, from_trade_number: int) -> None:
-        super().__init__(publisher, 0)
+    def __init__(
+        self, publication: Publication, format_: Format, from_trade_number: int = 0
+    ) -> None:
+        super().__init__(publication, format_, Channel.TRADES)
         self._next = from_trade_number
-        if not from_trade_number and publisher.ready:
-            self._next = publisher.trade_log.newest + 1
-        self._history = publisher.history
+        if not from_trade_number and publication.ready:
+            self._next = publication.trade_log.newest + 1
+        self._history = publication.history
         self._started = False
 
-    def goodbye(self, reason: str) -> bytes:
-        """Return the stream's last message: where to go on with another server."""
-        return messages.goodbye(self.kind, reason, self._next)
+    def resume_from(self) -> int:
+        """Return the number of the trade that would be told next."""
+        return self._next
 
     def _position(self) -> int:
         return max(0, self._next - 1)
 
     def _content(self) -> bytes | None:
-        publisher, log = self.publisher, self.publisher.trade_log
-        if not publisher.ready:
+        publication, log = self.publication, self.publication.trade_log
+        if not publication.ready:
             return None
         if not self._started:
             self._started = True
@@ -152,9 +231,9 @@ class TradeSubscription(Subscription):
                 raise Lagging(self._next, log.oldest)
             if self._next < log.oldest:
                 return self._missed(log.oldest)
-        if self._history != publisher.history:
+        if self._history != publication.history:
             # Another history, with fewer trades, took the place of the one that was told.
-            self._history = publisher.history
+            self._history = publication.history
             self._next = min(self._next, log.newest + 1)
         if self._next < log.first_after_hole:
             return self._missed(max(log.first_after_hole, log.oldest))
@@ -162,33 +241,108 @@ class TradeSubscription(Subscription):
             raise Lagging(self._next, log.oldest)
         if self._next > log.newest:
             return None
-        end = min(log.newest, self._next + TRADES_PER_MESSAGE - 1)
-        key = (publisher.epoch, self._next, end)
-        message = publisher.encoded_trades.get(key)
-        if message is None:
-            rows = log.since(self._next, TRADES_PER_MESSAGE)
-            message = publisher.encoder.trades(publisher.epoch, rows)
-            publisher.encoded_trades[key] = message
+        start, end = self._next, min(log.newest, self._next + TRADES_PER_MESSAGE - 1)
+        message = self._shared(
+            (publication.history, start, end),
+            lambda: TradeRun(publication.epoch, log.since(start, TRADES_PER_MESSAGE)),
+        )
         self._next = end + 1
         return message
 
     def _missed(self, upto: int) -> bytes:
         count, self._next = upto - self._next, upto
-        content = self.publisher.missed_notice(count, f"{count} trades are no longer kept")
-        return messages.notice(self.kind, content)
+        text = f"{count} trades are no longer kept"
+        return self._encode(self.publication.missed_notice(count, text))
 
 
 class TickerSubscription(Subscription):
     """The whole ticker whenever it changed."""
 
-    kind = market_data_pb2.StreamTickerResponse
+    def __init__(self, publication: Publication, format_: Format, interval_ns: int = 0) -> None:
+        super().__init__(publication, format_, Channel.TICKER, 0, interval_ns)
+        self._revision = -1
 
-    def __init__(self, publisher: Publisher, interval_ns: int) -> None:
-        super().__init__(publisher, interval_ns)
+    def restart(self) -> None:
+        """Let the ticker come next."""
         self._revision = -1
 
     def _content(self) -> bytes | None:
-        if self._revision == self.publisher.revision or self.publisher.touch is None:
+        revision = self.publication.revision
+        if self._revision == revision or self.publication.touch is None:
             return None
-        self._revision = self.publisher.revision
-        return self.publisher.encoded_ticker(self._time_ns)
+        self._revision = revision
+        return self._shared(revision, self.publication.ticker)
+
+
+class StatusSubscription(Subscription):
+    """The pair's and the engine's status, at once and whenever one of them changed."""
+
+    def __init__(self, publication: Publication, format_: Format) -> None:
+        super().__init__(publication, format_, Channel.STATUS)
+        self._told: tuple[int, ...] | None = None
+
+    def restart(self) -> None:
+        """Let the status come next."""
+        self._told = None
+
+    def _content(self) -> bytes | None:
+        state = self.publication.pair_state()
+        told = (state.epoch, state.status, state.engine_state, state.ready)
+        if told == self._told:
+            return None
+        self._told = told
+        return self._shared(("state", state), lambda: _as_record(state))
+
+
+class CandleSubscription(Subscription):
+    """The newest candles of an interval, then each that changed, conflated.
+
+    `from_ns`: the first start wanted, for one that returns; zero: the newest that are kept.
+    """
+
+    def __init__(
+        self,
+        publication: Publication,
+        format_: Format,
+        interval: Interval,
+        interval_ns: int = 0,
+        *,
+        from_ns: int = 0,
+    ) -> None:
+        super().__init__(publication, format_, Channel.CANDLES, int(interval), interval_ns)
+        assert publication.candles is not None, "the door looks whether there are candles"
+        self._candles: CandleSource = publication.candles
+        self._interval = interval
+        self._from_ns = from_ns
+        self._revision = -1
+        self._history = publication.history
+        self._last: Candle | None = None
+
+    def restart(self) -> None:
+        """Let a snapshot come next."""
+        self._revision = -1
+
+    def _content(self) -> bytes | None:
+        publication, candles = self.publication, self._candles
+        revision = candles.revision
+        if not publication.ready or revision == self._revision:
+            return None
+        whole = self._revision < 0 or self._history != publication.history
+        begin = self._from_ns if whole or self._last is None else self._last.start_ns
+        found = candles.recent(self._interval, begin, CANDLES_PER_SNAPSHOT)
+        self._revision, self._history = revision, publication.history
+        if not whole:
+            found = tuple(one for one in found if one != self._last)
+            if not found:
+                return None
+        first = found[0].start_ns if found else 0
+        self._last = found[-1] if found else None
+        place = publication.epoch, publication.sequence
+        return self._shared(
+            (publication.history, revision, whole, first),
+            lambda: CandleRun(*place, self._interval, found, whole),
+        )
+
+
+def _as_record(state: PairState) -> Record:
+    return state

@@ -27,6 +27,10 @@ class Figures(NamedTuple):
     average_ticks: int
     """Volume-weighted average price, rounded half up."""
     since_ns: int
+    open_ticks: int
+    """First price in the window that is known."""
+    trade_count: int
+    """Trades that were counted one by one; those filled in from the engine's figures are not."""
 
 
 @dataclass(slots=True)
@@ -36,8 +40,20 @@ class _Minute:
     tick_lots: int = 0
     high_ticks: int = 0
     low_ticks: int = 0
+    open_ticks: int = 0
+    trade_count: int = 0
 
-    def add(self, lots: int, tick_lots: int, high_ticks: int, low_ticks: int) -> None:
+    def add(
+        self,
+        lots: int,
+        tick_lots: int,
+        high_ticks: int,
+        low_ticks: int,
+        open_ticks: int,
+        trade_count: int,
+    ) -> None:
+        self.open_ticks = self.open_ticks or open_ticks
+        self.trade_count += trade_count
         self.lots += lots
         self.tick_lots += tick_lots
         self.high_ticks = max(self.high_ticks, high_ticks)
@@ -51,6 +67,7 @@ class RollingDay:
         self._minutes: deque[_Minute] = deque()
         self._lots = 0
         self._tick_lots = 0
+        self._trade_count = 0
         self._since_ns = 0
         self._first_seen_ns = 0
         self._reconciled_ns = 0
@@ -70,14 +87,22 @@ class RollingDay:
                 end += 1
             run_prices, run_lots = prices[start:end], lots[start:end]
             tick_lots = sum(map(mul, run_prices, run_lots))
-            self._count(minute, sum(run_lots), tick_lots, max(run_prices), min(run_prices))
+            prices_of = max(run_prices), min(run_prices), run_prices[0]
+            self._count(minute, sum(run_lots), tick_lots, *prices_of, len(run_lots))
             self._count_day(times_ns[start], sum(run_lots), tick_lots)
             start = end
         if times_ns and not self._first_seen_ns:
             self._first_seen_ns = times_ns[0]
 
     def reconcile(
-        self, now_ns: int, last_time_ns: int, day_lots: int, day_tick_lots: int, high: int, low: int
+        self,
+        now_ns: int,
+        last_time_ns: int,
+        day_lots: int,
+        day_tick_lots: int,
+        high: int,
+        low: int,
+        open_ticks: int,
     ) -> None:
         """Fill in what the engine's figures of its day have beyond what was counted of that day.
 
@@ -94,7 +119,10 @@ class RollingDay:
         missing_lots = day_lots - self._day_lots
         if missing_lots > 0:
             missing_tick_lots = day_tick_lots - self._day_tick_lots
-            self._count(begin_ns // MINUTE_NS, missing_lots, missing_tick_lots, high, low)
+            # The day's first price is that of the missing part only if that part is the first.
+            opened = open_ticks if first else 0
+            minute = begin_ns // MINUTE_NS
+            self._count(minute, missing_lots, missing_tick_lots, high, low, opened, 0)
             self._day_lots, self._day_tick_lots = day_lots, day_tick_lots
             if begin_ns > self._reconciled_ns > 0:
                 # What was lost before midnight is in nobody's figures any more.
@@ -108,9 +136,7 @@ class RollingDay:
         """Return the figures of the 24 hours that end with the minute of `now_ns`."""
         first = now_ns // MINUTE_NS - WINDOW_MINUTES + 1
         while self._minutes and self._minutes[0].number < first:
-            gone = self._minutes.popleft()
-            self._lots -= gone.lots
-            self._tick_lots -= gone.tick_lots
+            self._drop_oldest()
         start_ns = first * MINUTE_NS
         since_ns = max(start_ns, self._since_ns)
         if self._hole and self._hole[0] // MINUTE_NS < first:
@@ -125,9 +151,20 @@ class RollingDay:
             min(lows, default=0),
             average,
             since_ns,
+            next((minute.open_ticks for minute in self._minutes if minute.open_ticks), 0),
+            self._trade_count,
         )
 
-    def _count(self, number: int, lots: int, tick_lots: int, high: int, low: int) -> None:
+    def _count(
+        self,
+        number: int,
+        lots: int,
+        tick_lots: int,
+        high: int,
+        low: int,
+        open_ticks: int,
+        trade_count: int,
+    ) -> None:
         """Add to the minute, creating it in its place; a time before the newest is rare."""
         at = len(self._minutes)
         while at and self._minutes[at - 1].number > number:
@@ -135,14 +172,19 @@ class RollingDay:
         if not at or self._minutes[at - 1].number != number:
             self._minutes.insert(at, _Minute(number))
             at += 1
-        self._minutes[at - 1].add(lots, tick_lots, high, low)
+        self._minutes[at - 1].add(lots, tick_lots, high, low, open_ticks, trade_count)
+        self._trade_count += trade_count
         self._lots += lots
         self._tick_lots += tick_lots
         newest = self._minutes[-1].number
         while self._minutes[0].number < newest - WINDOW_MINUTES:
-            gone = self._minutes.popleft()
-            self._lots -= gone.lots
-            self._tick_lots -= gone.tick_lots
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        gone = self._minutes.popleft()
+        self._lots -= gone.lots
+        self._tick_lots -= gone.tick_lots
+        self._trade_count -= gone.trade_count
 
     def _count_day(self, time_ns: int, lots: int, tick_lots: int) -> None:
         self._enter(time_ns // DAY_NS)

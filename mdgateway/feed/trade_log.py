@@ -1,16 +1,25 @@
 """The newest trades of one pair by number: one bounded log that every subscriber reads from.
 
-Rows are of TRADE_COLUMNS: number, price ticks, lots, taker side, time, sequence.
+Rows have TRADE_COLUMNS: number, price ticks, lots, taker side, time, sequence.
 Numbers in the log have no holes: a hole in what arrives empties it, and what was before is gone.
 A subscriber is a number, the next trade it wants, so that a slow one costs nothing.
 """
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 
-from mdgateway.feed.messages import TRADE_COLUMNS, TRADE_NUMBER
-
 Rows = npt.NDArray[np.int64]
+
+TRADE_NUMBER: Final = 0
+TRADE_PRICE: Final = 1
+TRADE_LOTS: Final = 2
+TRADE_SIDE: Final = 3
+"""Side of the taker."""
+TRADE_TIME_NS: Final = 4
+TRADE_SEQUENCE: Final = 5
+TRADE_COLUMNS: Final = 6
 
 
 class TradeLog:

@@ -395,7 +395,7 @@ def test_an_unknown_pair_ends_the_start_with_a_sentence(processes: Processes) ->
         ),
         (
             "StreamDepth",
-            market_data_pb2.StreamDepthRequest(pair=PAIR, level_count=-1),
+            market_data_pb2.StreamDepthRequest(pair=PAIR, level_count=-2),
             "LEVEL_COUNT_OUT_OF_RANGE",
             "level_count",
         ),

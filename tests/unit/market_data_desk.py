@@ -1,13 +1,36 @@
 """A writer, a publisher and subscribers on one desk, with a clock that moves by hand."""
 
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from exchange.v1 import market_data_pb2
 from mdgateway.config import GatewayConfig
+from mdgateway.feed.protobuf import ProtobufEncoder
+from mdgateway.feed.publication import Publication
 from mdgateway.feed.publisher import Publisher
-from mdgateway.feed.subscriptions import Subscription
+from mdgateway.feed.subscriptions import (
+    DepthSubscription,
+    Subscription,
+    TickerSubscription,
+    TradeSubscription,
+)
 from tests.unit.market_data_writer import INSTRUMENT, Writer
+
+
+def depth(publication: Publication, level_count: int, interval_ns: int = 0) -> Subscription:
+    """Subscribe to depth as gRPC does."""
+    return DepthSubscription(publication, ProtobufEncoder, level_count, interval_ns)
+
+
+def trades(publication: Publication, from_trade_number: int = 0) -> Subscription:
+    """Subscribe to trades as gRPC does."""
+    return TradeSubscription(publication, ProtobufEncoder, from_trade_number)
+
+
+def ticker(publication: Publication) -> Subscription:
+    """Subscribe to the ticker as gRPC does."""
+    return TickerSubscription(publication, ProtobufEncoder)
 
 
 class Client:
@@ -16,12 +39,12 @@ class Client:
     def __init__(self, subscription: Subscription) -> None:
         self.subscription = subscription
         self.levels: dict[tuple[int, int], tuple[int, int]] = {}
-        self.epoch = self.sequence = 0
+        self.epoch = self.sequence = self.merged = 0
         self.snapshots = self.updates = self.heartbeats = 0
         self.notices: list[market_data_pb2.Notice] = []
 
     def read(self, desk: "Desk") -> None:
-        while (message := self.subscription.take(desk.now_ns, desk.time_ns)) is not None:
+        while (message := self.subscription.take(desk.now_ns)) is not None:
             self.take(market_data_pb2.StreamDepthResponse.FromString(message))
 
     def take(self, message: market_data_pb2.StreamDepthResponse) -> None:
@@ -31,6 +54,7 @@ class Client:
                 self.levels.clear()
                 self._put(message.snapshot.bids, message.snapshot.asks)
                 self.epoch, self.sequence = message.snapshot.epoch, message.snapshot.sequence
+                assert message.snapshot.checksum == self.checksum()
             case "update":
                 self.updates += 1
                 assert message.update.epoch == self.epoch
@@ -38,10 +62,21 @@ class Client:
                 assert message.update.sequence >= self.sequence
                 self._put(message.update.bids, message.update.asks)
                 self.sequence = message.update.sequence
+                self.merged += message.update.merged_count
+                assert message.update.checksum == self.checksum()
             case "notice":
                 self.notices.append(message.notice)
             case "heartbeat":
                 self.heartbeats += 1
+
+    def checksum(self) -> int:
+        """Compute the checksum from what is held, as the documentation says it."""
+        sides = []
+        for side in 1, 2:
+            prices = sorted((price for of, price in self.levels if of == side), reverse=side == 1)
+            best = [f"{price}:{self.levels[side, price][0]}" for price in prices[:10]]
+            sides.append(",".join(best))
+        return zlib.crc32("|".join(sides).encode())
 
     def _put(self, *sides: Iterable[market_data_pb2.Level]) -> None:
         for side, levels in enumerate(sides, start=1):

@@ -14,8 +14,7 @@ from exchange.v1 import market_data_pb2
 from mdgateway.book.reader import FeedState
 from mdgateway.config import GatewayConfig, InvalidSetting, surroundings
 from mdgateway.feed.publisher import Publisher
-from mdgateway.feed.subscriptions import DepthSubscription, TradeSubscription
-from tests.unit.market_data_desk import Client, Desk
+from tests.unit.market_data_desk import Client, Desk, depth, trades
 from tests.unit.market_data_writer import INSTRUMENT, Writer
 
 SECOND = 1_000_000_000
@@ -35,10 +34,10 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 def test_there_is_life_before_the_engine(tmp_path: Path) -> None:
     config = GatewayConfig(pairs=(INSTRUMENT.pair,), segments=str(tmp_path))
     publisher = Publisher(INSTRUMENT, config)
-    client = Client(DepthSubscription(publisher, 5))
+    client = Client(depth(publisher, 5))
     assert publisher.step(0, 0) == 0
     assert (publisher.ready, publisher.state) == (False, FeedState.WAITING)
-    message = client.subscription.take(1, 1)
+    message = client.subscription.take(1)
     assert message is not None
     client.take(market_data_pb2.StreamDepthResponse.FromString(message))
     assert [notice.kind for notice in client.notices] == [DOWN]
@@ -47,7 +46,7 @@ def test_there_is_life_before_the_engine(tmp_path: Path) -> None:
         writer.level(1, 100, 5)
         now_ns = int(writer.owned.header[16])
         assert publisher.step(now_ns, 2) > 0
-        message = client.subscription.take(now_ns, 2)
+        message = client.subscription.take(now_ns)
         assert message is not None
         client.take(market_data_pb2.StreamDepthResponse.FromString(message))
         assert client.levels == {(1, 100): (5, 1)}
@@ -59,7 +58,7 @@ def test_there_is_life_before_the_engine(tmp_path: Path) -> None:
 def test_a_snapshot_then_updates(desk: Desk) -> None:
     desk.level(1, 100, 5, 2)
     desk.step()
-    client = Client(DepthSubscription(desk.publisher, 3))
+    client = Client(depth(desk.publisher, 3))
     client.read(desk)
     assert (client.snapshots, client.updates) == (1, 0)
     desk.level(2, 103, 7)
@@ -77,22 +76,21 @@ def test_a_snapshot_then_updates(desk: Desk) -> None:
 def test_equal_subscribers_share_the_same_bytes(desk: Desk) -> None:
     desk.level(1, 100, 5)
     desk.step()
-    both = [DepthSubscription(desk.publisher, 3) for _ in range(2)]
-    first = [subscription.take(desk.now_ns, desk.time_ns) for subscription in both]
+    both = [depth(desk.publisher, 3) for _ in range(2)]
+    first = [subscription.take(desk.now_ns) for subscription in both]
     assert first[0] is first[1]
     desk.level(1, 101, 5)
     desk.step()
-    second = [subscription.take(desk.now_ns, desk.time_ns) for subscription in both]
+    second = [subscription.take(desk.now_ns) for subscription in both]
     assert second[0] is second[1]
     for subscription in both:
         subscription.close()
-    assert not desk.publisher._channels
 
 
 def test_nothing_is_told_of_half_a_command(desk: Desk) -> None:
     desk.level(1, 100, 5)
     desk.step()
-    client = Client(DepthSubscription(desk.publisher, 3))
+    client = Client(depth(desk.publisher, 3))
     client.read(desk)
     # The engine dies with the events of a command in the ring and the command not complete.
     touch = desk.writer.arrays["touch"].copy()
@@ -117,18 +115,18 @@ def test_clients_of_every_speed_and_depth_hold_the_engines_book(desk: Desk, seed
             desk.level(side, chance.randrange(1, 120), lots, chance.randrange(1, 4))
         desk.step()
         if len(clients) < 12 and chance.random() < 0.2:
-            depth = chance.choice((1, 2, 5, 20, 100))
-            clients.append((depth, Client(DepthSubscription(desk.publisher, depth))))
-        for depth, client in clients:
+            count = chance.choice((1, 2, 5, 20, 100))
+            clients.append((count, Client(depth(desk.publisher, count))))
+        for count, client in clients:
             if chance.random() < 0.3:
                 client.read(desk)
-                assert client.levels == desk.best(depth)
+                assert client.levels == desk.best(count)
     assert any(client.updates for _, client in clients)
 
 
 def test_a_slow_client_gets_a_snapshot_when_updates_would_be_more(desk: Desk) -> None:
     desk.step()
-    client = Client(DepthSubscription(desk.publisher, 2))
+    client = Client(depth(desk.publisher, 2))
     client.read(desk)
     for price in range(1, 500):
         desk.level(1, price, 1)
@@ -141,7 +139,7 @@ def test_a_slow_client_gets_a_snapshot_when_updates_would_be_more(desk: Desk) ->
 
 def test_an_interval_holds_updates_back_and_conflates_them(desk: Desk) -> None:
     desk.step()
-    client = Client(DepthSubscription(desk.publisher, 2, 100_000_000))
+    client = Client(depth(desk.publisher, 2, 100_000_000))
     client.read(desk)
     for lots in range(1, 31):
         desk.level(1, 50, lots)
@@ -154,7 +152,7 @@ def test_an_interval_holds_updates_back_and_conflates_them(desk: Desk) -> None:
 def test_silence_is_filled_with_heartbeats(desk: Desk) -> None:
     desk.level(1, 100, 5)
     desk.step()
-    client = Client(DepthSubscription(desk.publisher, 3))
+    client = Client(depth(desk.publisher, 3))
     client.read(desk)
     for _ in range(35):
         desk.step(100)
@@ -165,7 +163,7 @@ def test_silence_is_filled_with_heartbeats(desk: Desk) -> None:
 def test_a_loss_is_told_and_healed(desk: Desk) -> None:
     desk.level(1, 100, 5)
     desk.step()
-    client = Client(DepthSubscription(desk.publisher, 5))
+    client = Client(depth(desk.publisher, 5))
     client.read(desk)
     for number in range(3 * INSTRUMENT.event_capacity):
         desk.level(1 + number % 2, 100 + number % 7, number + 1)
@@ -185,7 +183,7 @@ def test_a_book_that_never_rests_is_taken_from_a_depth_copy(desk: Desk) -> None:
     desk.level(1, 150, 1)
     desk.writer.arrays["scalars"][layout.BOOK_VERSION] += 1
     desk.step()
-    client = Client(DepthSubscription(desk.publisher, 30))
+    client = Client(depth(desk.publisher, 30))
     client.read(desk)
     # Sixteen levels of the copy and one new one: certain, though not all there is.
     assert client.levels == desk.best(17)
@@ -199,14 +197,14 @@ def test_a_book_that_never_rests_is_taken_from_a_depth_copy(desk: Desk) -> None:
 def test_an_engine_that_dies_and_comes_back_is_told(desk: Desk) -> None:
     desk.level(1, 100, 5)
     desk.step()
-    client = Client(DepthSubscription(desk.publisher, 5))
+    client = Client(depth(desk.publisher, 5))
     client.read(desk)
     for _ in range(15):
         desk.step(100, alive=False)
         client.read(desk)
     assert [notice.kind for notice in client.notices] == [DOWN]
     assert client.notices[0].engine_state == 0
-    late = Client(DepthSubscription(desk.publisher, 5))
+    late = Client(depth(desk.publisher, 5))
     late.read(desk)
     assert [notice.kind for notice in late.notices] == [DOWN]
     assert late.levels == desk.best(5), "what is known stays served"
@@ -225,7 +223,7 @@ def test_an_engine_that_dies_and_comes_back_is_told(desk: Desk) -> None:
 def test_nothing_of_a_starting_engine_is_told(desk: Desk) -> None:
     desk.level(1, 100, 5)
     desk.step()
-    client = Client(DepthSubscription(desk.publisher, 5))
+    client = Client(depth(desk.publisher, 5))
     client.read(desk)
     desk.writer.restart()
     scalars = desk.writer.arrays["scalars"]
@@ -236,7 +234,7 @@ def test_nothing_of_a_starting_engine_is_told(desk: Desk) -> None:
     client.read(desk)
     assert [notice.kind for notice in client.notices] == [DOWN]
     assert client.levels == {(1, 100): (5, 1)}
-    late = Client(DepthSubscription(desk.publisher, 5))
+    late = Client(depth(desk.publisher, 5))
     late.read(desk)
     assert late.levels == client.levels, "what is known stays served while an engine recovers"
     assert late.epoch == client.epoch
@@ -253,10 +251,10 @@ def test_a_replaced_segment_starts_another_history(desk: Desk) -> None:
         desk.writer.trade(1, 100, 3)
     desk.level(1, 100, 5)
     desk.step()
-    depth = Client(DepthSubscription(desk.publisher, 5))
-    depth.read(desk)
-    trades = TradeSubscription(desk.publisher, 0)
-    assert trades.take(desk.now_ns, desk.time_ns) is not None  # a heartbeat: it has just come
+    client = Client(depth(desk.publisher, 5))
+    client.read(desk)
+    followed = trades(desk.publisher, 0)
+    assert followed.take(desk.now_ns) is not None  # a heartbeat: it has just come
     desk.writer.close()
     directory = desk.writer.directory
     desk.writer = Writer(directory)
@@ -265,14 +263,14 @@ def test_a_replaced_segment_starts_another_history(desk: Desk) -> None:
     desk.writer.trade(2, 90, 1)
     desk.level(2, 200, 9)
     desk.step()
-    depth.read(desk)
-    assert depth.levels == {(2, 200): (9, 1)}
+    client.read(desk)
+    assert client.levels == {(2, 200): (9, 1)}
     assert desk.publisher.trade_log.newest == 1
 
 
 def test_a_change_of_status_is_told_once(desk: Desk) -> None:
     desk.step()
-    client = Client(DepthSubscription(desk.publisher, 5))
+    client = Client(depth(desk.publisher, 5))
     client.read(desk)
     desk.writer.status(3)
     desk.step()
@@ -282,7 +280,7 @@ def test_a_change_of_status_is_told_once(desk: Desk) -> None:
 
 def test_a_flood_of_notices_is_bounded(desk: Desk) -> None:
     desk.step()
-    client = Client(DepthSubscription(desk.publisher, 5))
+    client = Client(depth(desk.publisher, 5))
     for number in range(500):
         desk.writer.status(1 + number % 3)
         desk.step()
@@ -326,7 +324,7 @@ def test_one_command_of_many_levels_is_one_update(
     desk = Desk(tmp_path_factory.mktemp("segments"))
     try:
         desk.step()
-        client = Client(DepthSubscription(desk.publisher, 50))
+        client = Client(depth(desk.publisher, 50))
         client.read(desk)
         rows = [(EVENT_LEVEL, *place, 1 if place[2] else 0, 0) for place in operations]
         desk.writer.batch(rows)

@@ -46,7 +46,14 @@ def plain(trades: Sequence[Trade], now_ns: int, since_ns: int) -> Figures:
     prices = [trade[1] for trade in inside]
     average = (2 * tick_lots + lots) // (2 * lots) if lots else 0
     return Figures(
-        lots, tick_lots, max(prices, default=0), min(prices, default=0), average, since_ns
+        lots,
+        tick_lots,
+        max(prices, default=0),
+        min(prices, default=0),
+        average,
+        since_ns,
+        prices[0] if prices else 0,
+        len(inside),
     )
 
 
@@ -55,7 +62,7 @@ def test_figures_are_those_of_the_trades_in_the_window(
     steps: list[Trade], run: int, wait_ns: int
 ) -> None:
     trades, rolling = timed(steps, MIDNIGHT), RollingDay()
-    rolling.reconcile(MIDNIGHT, 0, 0, 0, 0, 0)
+    rolling.reconcile(MIDNIGHT, 0, 0, 0, 0, 0, 0)
     for start in range(0, len(trades), run):
         add(rolling, trades[start : start + run])
         now_ns = trades[min(start + run, len(trades)) - 1][0]
@@ -70,43 +77,44 @@ def test_figures_are_those_of_the_trades_in_the_window(
 def test_the_day_before_the_start_is_taken_from_the_engine() -> None:
     rolling = RollingDay()
     start = MIDNIGHT + 10 * HOUR
-    rolling.reconcile(start, start - HOUR, 700, 70_000, 105, 95)
-    assert rolling.figures(start) == Figures(700, 70_000, 105, 95, 100, MIDNIGHT)
+    rolling.reconcile(start, start - HOUR, 700, 70_000, 105, 95, 99)
+    assert rolling.figures(start) == Figures(700, 70_000, 105, 95, 100, MIDNIGHT, 99, 0)
     add(rolling, [(start + HOUR, 110, 100)])
-    rolling.reconcile(start + HOUR, start + HOUR, 800, 81_000, 110, 95)
-    assert rolling.figures(start + HOUR) == Figures(800, 81_000, 110, 95, 101, MIDNIGHT)
+    rolling.reconcile(start + HOUR, start + HOUR, 800, 81_000, 110, 95, 99)
+    assert rolling.figures(start + HOUR) == Figures(800, 81_000, 110, 95, 101, MIDNIGHT, 99, 1)
     # Once midnight has left the window, only what was watched is left, and it says so.
     later = MIDNIGHT + DAY_NS + 2 * MINUTE_NS
-    assert rolling.figures(later) == Figures(100, 11_000, 110, 110, 110, start)
+    assert rolling.figures(later) == Figures(100, 11_000, 110, 110, 110, start, 110, 1)
 
 
 def test_trades_still_in_the_ring_are_not_counted_twice() -> None:
     rolling = RollingDay()
     seen = MIDNIGHT + 3 * HOUR
     add(rolling, [(seen, 100, 5), (seen + 1, 100, 5)])
-    rolling.reconcile(seen + HOUR, seen + 1, 25, 2_500, 100, 100)
+    rolling.reconcile(seen + HOUR, seen + 1, 25, 2_500, 100, 100, 100)
     assert rolling.figures(seen + HOUR)[:2] == (25, 2_500)
-    assert rolling.figures(MIDNIGHT + DAY_NS + HOUR) == Figures(10, 1_000, 100, 100, 100, seen)
+    figures = rolling.figures(MIDNIGHT + DAY_NS + HOUR)
+    assert figures == Figures(10, 1_000, 100, 100, 100, seen, 100, 2)
 
 
 def test_what_was_lost_is_filled_in_from_the_engines_day() -> None:
     rolling = RollingDay()
     noon = MIDNIGHT + 12 * HOUR
-    rolling.reconcile(noon, 0, 0, 0, 0, 0)
+    rolling.reconcile(noon, 0, 0, 0, 0, 0, 0)
     add(rolling, [(noon + HOUR, 100, 10)])
-    rolling.reconcile(noon + HOUR, noon + HOUR, 10, 1_000, 100, 100)
+    rolling.reconcile(noon + HOUR, noon + HOUR, 10, 1_000, 100, 100, 100)
     # Twenty lots were traded between one and two o'clock and nobody saw the events.
-    rolling.reconcile(noon + 2 * HOUR, noon + 2 * HOUR, 30, 3_400, 130, 100)
+    rolling.reconcile(noon + 2 * HOUR, noon + 2 * HOUR, 30, 3_400, 130, 100, 100)
     assert rolling.figures(noon + 2 * HOUR)[:4] == (30, 3_400, 130, 100)
 
 
 def test_a_loss_over_midnight_is_admitted() -> None:
     rolling = RollingDay()
     evening = MIDNIGHT - HOUR
-    rolling.reconcile(evening, 0, 0, 0, 0, 0)
+    rolling.reconcile(evening, 0, 0, 0, 0, 0, 0)
     add(rolling, [(evening, 100, 10)])
-    rolling.reconcile(evening, evening, 10, 1_000, 100, 100)
-    rolling.reconcile(MIDNIGHT + HOUR, MIDNIGHT + HOUR, 7, 707, 101, 101)
+    rolling.reconcile(evening, evening, 10, 1_000, 100, 100, 100)
+    rolling.reconcile(MIDNIGHT + HOUR, MIDNIGHT + HOUR, 7, 707, 101, 101, 101)
     figures = rolling.figures(MIDNIGHT + HOUR)
     assert figures[:2] == (17, 1_707)
     assert figures.since_ns == MIDNIGHT

@@ -7,13 +7,8 @@ import pytest
 
 from exchange import book_layout as layout
 from exchange.v1 import market_data_pb2
-from mdgateway.feed.subscriptions import (
-    Lagging,
-    Subscription,
-    TickerSubscription,
-    TradeSubscription,
-)
-from tests.unit.market_data_desk import Desk
+from mdgateway.feed.subscriptions import Lagging, Subscription
+from tests.unit.market_data_desk import Desk, ticker, trades
 from tests.unit.market_data_writer import INSTRUMENT
 
 MISSED = market_data_pb2.NOTICE_KIND_MISSED
@@ -30,7 +25,7 @@ def trades_in(subscription: Subscription, desk: Desk) -> tuple[list[int], list[i
     """Return the numbers of the trades a subscription gives now, and its notices' counts."""
     numbers: list[int] = []
     missed: list[int] = []
-    while (message := subscription.take(desk.now_ns, desk.time_ns)) is not None:
+    while (message := subscription.take(desk.now_ns)) is not None:
         answer = market_data_pb2.StreamTradesResponse.FromString(message)
         numbers += [trade.trade_number for trade in answer.trades.trades]
         if answer.HasField("notice") and answer.notice.kind == MISSED:
@@ -40,7 +35,7 @@ def trades_in(subscription: Subscription, desk: Desk) -> tuple[list[int], list[i
 
 def test_every_trade_comes_once_in_order(desk: Desk) -> None:
     desk.step()
-    subscription = TradeSubscription(desk.publisher, 0)
+    subscription = trades(desk.publisher, 0)
     seen: list[int] = []
     for number in range(50):
         for _ in range(number % 4):
@@ -58,24 +53,24 @@ def test_trades_resume_from_a_number(desk: Desk) -> None:
     for _ in range(10):
         desk.writer.trade(1, 100, 1)
     desk.step()
-    assert trades_in(TradeSubscription(desk.publisher, 4), desk) == ([4, 5, 6, 7, 8, 9, 10], [])
-    ahead = TradeSubscription(desk.publisher, 13)
+    assert trades_in(trades(desk.publisher, 4), desk) == ([4, 5, 6, 7, 8, 9, 10], [])
+    ahead = trades(desk.publisher, 13)
     assert trades_in(ahead, desk) == ([], [])
     for _ in range(4):
         desk.writer.trade(1, 100, 1)
     desk.step()
     assert trades_in(ahead, desk) == ([13, 14], [])
     with pytest.raises(Lagging):
-        trades_in(TradeSubscription(desk.publisher, 1_000_000), desk)
+        trades_in(trades(desk.publisher, 1_000_000), desk)
 
 
 def test_a_trade_has_what_the_event_had(desk: Desk) -> None:
     desk.step()
-    subscription = TradeSubscription(desk.publisher, 0)
+    subscription = trades(desk.publisher, 0)
     trades_in(subscription, desk)
     desk.writer.trade(2, 6_400_010 % (1 << 16), 12_345)
     desk.step()
-    message = subscription.take(desk.now_ns, desk.time_ns)
+    message = subscription.take(desk.now_ns)
     assert message is not None
     trade = market_data_pb2.StreamTradesResponse.FromString(message).trades.trades[0]
     assert trade.price_ticks == 6_400_010 % (1 << 16)
@@ -88,7 +83,7 @@ def test_a_subscriber_behind_the_log_is_told_where_to_resume(tmp_path: Path) -> 
     desk = Desk(tmp_path, trade_capacity=64)
     try:
         desk.step()
-        subscription = TradeSubscription(desk.publisher, 0)
+        subscription = trades(desk.publisher, 0)
         trades_in(subscription, desk)
         for _ in range(200):
             desk.writer.trade(1, 100, 1)
@@ -96,7 +91,7 @@ def test_a_subscriber_behind_the_log_is_told_where_to_resume(tmp_path: Path) -> 
         with pytest.raises(Lagging) as caught:
             trades_in(subscription, desk)
         assert (caught.value.resume_from, caught.value.oldest) == (1, 137)
-        numbers, missed = trades_in(TradeSubscription(desk.publisher, 1), desk)
+        numbers, missed = trades_in(trades(desk.publisher, 1), desk)
         assert (numbers, missed) == (list(range(137, 201)), [136])
     finally:
         desk.writer.close()
@@ -105,7 +100,7 @@ def test_a_subscriber_behind_the_log_is_told_where_to_resume(tmp_path: Path) -> 
 def test_trades_lost_by_the_server_are_counted(desk: Desk) -> None:
     desk.writer.trade(1, 100, 1)
     desk.step()
-    subscription = TradeSubscription(desk.publisher, 1)
+    subscription = trades(desk.publisher, 1)
     assert trades_in(subscription, desk) == ([1], [])
     for _ in range(2 * INSTRUMENT.event_capacity):
         desk.writer.trade(1, 100, 1)
@@ -121,18 +116,20 @@ def test_the_ticker_is_the_newest_only(desk: Desk) -> None:
     desk.level(1, 100, 5)
     desk.level(2, 110, 6)
     desk.step()
-    subscription = TickerSubscription(desk.publisher, 0)
+    subscription = ticker(desk.publisher)
     for lots in range(1, 4):
         desk.writer.trade(1, 110, lots)
         desk.step()
-    message = subscription.take(desk.now_ns, desk.time_ns)
+    message = subscription.take(desk.now_ns)
     assert message is not None
-    ticker = market_data_pb2.StreamTickerResponse.FromString(message).ticker
-    assert (ticker.best_bid.price, ticker.best_ask.price) == ("1.00", "1.10")
-    assert (ticker.best_bid.quantity_lots, ticker.best_ask.quantity_lots) == (5, 6)
-    assert (ticker.last_trade.trade_number, ticker.last_trade.quantity_lots) == (3, 3)
-    assert (ticker.volume_24h_lots, ticker.volume_24h) == (6, "0.00006")
-    assert ticker.turnover_24h == "0.00006600"
-    assert ticker.trade_count == 3
-    assert ticker.engine_state == layout.STATE_READY + 1
-    assert subscription.take(desk.now_ns, desk.time_ns) is None
+    told = market_data_pb2.StreamTickerResponse.FromString(message).ticker
+    assert (told.best_bid.price, told.best_ask.price) == ("1.00", "1.10")
+    assert (told.best_bid.quantity_lots, told.best_ask.quantity_lots) == (5, 6)
+    assert (told.last_trade.trade_number, told.last_trade.quantity_lots) == (3, 3)
+    assert (told.volume_24h_lots, told.volume_24h) == (6, "0.00006")
+    assert told.turnover_24h == "0.00006600"
+    assert told.trade_count == told.trade_count_24h == 3
+    prices = (told.open_24h, told.high_24h, told.low_24h, told.vwap_24h, told.change_24h_ticks)
+    assert prices == ("1.10", "1.10", "1.10", "1.10", 0)
+    assert told.engine_state == layout.STATE_READY + 1
+    assert subscription.take(desk.now_ns) is None

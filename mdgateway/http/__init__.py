@@ -1,0 +1,1 @@
+"""The door for browsers and scripts: REST, WebSocket and the page, over one port."""
