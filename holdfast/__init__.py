@@ -1,9 +1,13 @@
-"""Holdfast for its users: a client of a pair, blocking or asyncio, and the `holdfast` command.
+"""Holdfast for its users: clients of a pair and of money, and the `holdfast` command.
 
-    from holdfast import Client, Side
+    from holdfast import Client, MoneyClient, Side
 
+    with MoneyClient(account=1) as money:
+        money.transfer("USDT", "1000", source="funding", target="trading")
     with Client("BTC-USDT", account=1) as client:
         report = client.submit(Side.BUY, price="64000.10", quantity="0.01")
+
+Both come in two forms: blocking, and for asyncio (`AsyncClient`, `AsyncMoneyClient`).
 
 It speaks to the exchange over gRPC only and imports nothing of its services.
 """
@@ -35,24 +39,35 @@ from holdfast.errors import (
     Unavailable,
     accepted,
 )
+from holdfast.money.answers import LimitChange, PairSequence
+from holdfast.money.blocking import MoneyClient
+from holdfast.money.client import AsyncMoneyClient
+from holdfast.money.liabilities import LiabilityProof
+from holdfast.money.verification import Finding
 from holdfast.retry import Retry
 
 __all__ = [
     "Asset",
     "AsyncClient",
+    "AsyncMoneyClient",
     "Book",
     "CallFailed",
     "Client",
     "ExecutionKind",
+    "Finding",
     "Full",
     "HoldfastError",
     "InvalidRequest",
     "Level",
+    "LiabilityProof",
+    "LimitChange",
+    "MoneyClient",
     "NotFound",
     "OrderRejected",
     "OrderType",
     "OutOfRange",
     "OutcomeUnknown",
+    "PairSequence",
     "Reason",
     "Retry",
     "SelfTradePrevention",

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Final
 
-_MODULES: Final = ("run", "replay", "orders")
+_MODULES: Final = (
+    "run",
+    "replay",
+    "orders",
+    "money.funds",
+    "money.withdrawals",
+    "money.books",
+    "money.risk",
+    "money.verification",
+)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,1 @@
+"""The commands about money: one file for each group of them."""

@@ -1,0 +1,233 @@
+"""`holdfast limits`, `exposure`, `kill`, `risk status`: what operators set, see and stop."""
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+from holdfast.cli.money.options import (
+    client,
+    command,
+    groups,
+    print_json,
+    print_table,
+    time_text,
+)
+from holdfast.money.amounts import plain
+from holdfast.money.answers import Limit, LimitChange
+from holdfast.money.risk import COUNTED, UNITS, asset_of
+from holdfast.money.words import LIMIT_KINDS
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands to the parser."""
+    limits = groups(commands, "limits", "what accounts may do at most")
+    show = command(
+        limits, "show", _show, "show all limits, or those that bind an account in a pair"
+    )
+    show.add_argument("--pair", help="what binds the account there: the strictest of each kind")
+    show.add_argument("--version", type=int, default=0, help="all limits of an earlier version")
+    for name, run, text in (
+        ("set", _set, "set one limit"),
+        ("lift", _lift, "lift one limit"),
+    ):
+        change = command(limits, name, run, text)
+        change.add_argument("kind", choices=LIMIT_KINDS.words, metavar="KIND")
+        if name == "set":
+            change.add_argument("value", help="decimal text for an amount, digits for a count")
+        change.add_argument(
+            "--of", default="everyone", metavar="everyone|tier:NAME|account:N", help="whom it binds"
+        )
+        change.add_argument(
+            "--in", dest="place", default="everywhere", metavar="everywhere|PAIR|ASSET"
+        )
+        change.add_argument("--note", required=True, help="why; kept for ever")
+        change.add_argument("--as", dest="actor", default="operator", help="who changes it")
+        change.add_argument(
+            "--expected-version", type=int, default=0, help="refuse unless that is the version now"
+        )
+        change.epilog = f"KIND is one of {', '.join(LIMIT_KINDS.words)}"
+    command(commands, "exposure", _exposure, "show an account's money in pairs and its limits")
+    kill = command(commands, "kill", _kill, "stop an account, a pair or everything")
+    kill.add_argument("scope", choices=("account", "pair", "everything"))
+    kill.add_argument("name", nargs="?", default="", help="the account number or the pair")
+    kill.add_argument("--lift", action="store_true", help="let it trade again")
+    kill.add_argument("--note", default="", help="why; kept for ever")
+    kill.add_argument("--as", dest="actor", default="operator", help="who does it")
+    risk = groups(commands, "risk", "the risk service itself")
+    command(risk, "status", _status, "show how far each pair is followed, and what is wrong")
+
+
+# Limits.
+
+
+def _value(limit: Limit) -> str:
+    if limit.kind in COUNTED:
+        return f"{limit.value} {UNITS[limit.kind]}"
+    assert not isinstance(limit.value, int), f"{limit.kind} is an amount"
+    return f"{plain(limit.value)} {asset_of(limit.place, limit.place_name)}"
+
+
+def _rows(limits: Iterable[Limit]) -> list[list[str]]:
+    return [
+        [
+            one.kind,
+            f"{one.subject} {one.subject_name}".rstrip(),
+            one.place_name or one.place,
+            _value(one),
+        ]
+        for one in limits
+    ]
+
+
+def _show(given: argparse.Namespace) -> int:
+    columns = ["limit", "binds", "in", "at most"]
+    with client(given) as money:
+        if given.pair is None:
+            found = money.limits(given.version)
+            if given.json:
+                print_json(found)
+                return 0
+            print_table(columns, _rows(found.limits))
+            print(f"version {found.version}, {len(found.limits)} limits")
+            return 0
+        binding = money.effective_limits(given.pair)
+    if given.json:
+        print_json(binding)
+        return 0
+    print_table(columns, _rows(binding.limits))
+    known = "the engine knows" if binding.confirmed else "the engine does not know all of them yet"
+    print(
+        f"account {given.account} in {given.pair}: tier {binding.tier}, role {binding.role},"
+        f" version {binding.version}, {known}"
+    )
+    return 0
+
+
+def _subject(text: str) -> tuple[str, str]:
+    """Return subject and name. Raises ValueError."""
+    subject, _, name = text.partition(":")
+    fits = not name if subject == "everyone" else subject in ("tier", "account") and bool(name)
+    if not fits:
+        raise ValueError(f"--of is {text!r}; it must be everyone, tier:NAME or account:N")
+    return subject, name
+
+
+def _place(text: str) -> tuple[str, str]:
+    if text == "everywhere":
+        return text, ""
+    return ("pair" if "-" in text else "asset"), text
+
+
+def _set(given: argparse.Namespace) -> int:
+    return _change(given, given.value)
+
+
+def _lift(given: argparse.Namespace) -> int:
+    return _change(given, None)
+
+
+def _change(given: argparse.Namespace, value: str | None) -> int:
+    (subject, subject_name), (place, place_name) = _subject(given.of), _place(given.place)
+    change = LimitChange(given.kind, value, subject, subject_name, place, place_name)
+    with client(given, given.actor) as money:
+        changed = money.change_limits([change], given.note, expected_version=given.expected_version)
+    if given.json:
+        print_json(changed)
+        return 0
+    left = changed.unconfirmed_count
+    told = f"; {left} accounts or pairs have yet to confirm" if left else "; engines know"
+    print(f"limits are at version {changed.version} now{told}")
+    return 0
+
+
+def _exposure(given: argparse.Namespace) -> int:
+    with client(given) as money:
+        found = money.exposure()
+    if given.json:
+        print_json(found)
+        return 0
+    rows = [
+        [
+            one.pair,
+            one.asset,
+            plain(one.total),
+            plain(one.free) if one.free_exact else f"<= {plain(one.free)}",
+            plain(one.in_flight),
+            plain(one.target),
+            str(one.sequence),
+        ]
+        for one in found.pairs
+    ]
+    columns = ["pair", "asset", "total", "free", "in flight", "target", "at sequence"]
+    print_table(columns, rows, right=columns[2:])
+    for use in found.uses:
+        percent, rest = divmod(use.used_ppm, 10_000)
+        broken = ": BROKEN" if use.used_ppm > 1_000_000 else ""
+        print(
+            f"{use.limit.kind} {plain(use.used)} of {_value(use.limit)},"
+            f" {percent}.{rest // 100:02d} %{broken}"
+        )
+    return 0
+
+
+# Stopping.
+
+
+def _kill(given: argparse.Namespace) -> int:
+    account, pair = 0, ""
+    if given.scope == "account":
+        if not (given.name.isascii() and given.name.isdigit() and len(given.name) <= 18):
+            raise ValueError(f"the account is {given.name!r}; it must be a number")
+        account = int(given.name)
+    elif given.scope == "pair":
+        if not given.name:
+            raise ValueError("the pair is ''; it must be one such as BTC-USDT")
+        pair = given.name
+    elif given.name:
+        raise ValueError(f"everything takes no name, and {given.name!r} was given")
+    with client(given, given.actor) as money:
+        killed = money.kill(
+            given.scope, account=account, pair=pair, lift=given.lift, note=given.note
+        )
+    unconfirmed = [one for one in killed.confirmations if not one.confirmed]
+    if given.json:
+        print_json(killed)
+        return 1 if unconfirmed else 0
+    what = f"{given.scope} {given.name}".rstrip()
+    for one in killed.confirmations:
+        if not one.confirmed:
+            print(f"{one.pair}: not confirmed yet, it is asked until it does: {one.message}")
+        elif given.lift:
+            print(f"{one.pair}: {what} may trade again after sequence {one.sequence:,}")
+        else:
+            print(f"{one.pair}: nothing of {what} trades after sequence {one.sequence:,}")
+    return 1 if unconfirmed else 0
+
+
+def _status(given: argparse.Namespace) -> int:
+    with client(given) as money:
+        found = money.risk_status()
+    alarms = [(pair.pair, alarm) for pair in found.pairs for alarm in pair.alarms]
+    if given.json:
+        print_json(found)
+        return 1 if alarms else 0
+    rows = [
+        [
+            one.pair,
+            "stopped" if one.killed else "open",
+            f"{one.committed_number:,}",
+            f"{one.cursor:,}",
+            f"{one.settled_number:,}",
+            f"{one.transfer_number:,}",
+            str(one.open_move_count),
+        ]
+        for one in found.pairs
+    ]
+    columns = ["pair", "state", "committed", "followed", "settled", "moves", "open moves"]
+    print_table(columns, rows, right=columns[2:])
+    for pair, alarm in alarms:
+        print(f"ALARM {pair} {alarm.alarm} since {time_text(alarm.since_ns)}: {alarm.message}")
+    stopped = ", ".join(map(str, found.killed_accounts)) or "none"
+    everything = "; EVERYTHING IS STOPPED" if found.everything_killed else ""
+    print(f"limits version {found.limits_version}; stopped accounts: {stopped}{everything}")
+    return 1 if alarms else 0
