@@ -30,12 +30,14 @@ class Tier:
     shortest_interval_ms: int
     """Least time between two messages of a conflated channel; 0: the server's tick."""
     channels: tuple[str, ...] = CHANNELS
+    full_depth: bool = False
+    """Whether depth of every level may be asked for."""
 
 
 _WITHOUT_ORDERS: Final = tuple(channel for channel in CHANNELS if channel != "orders")
 
 ANONYMOUS: Final = Tier("anonymous", 20, 50, 10, 20, 100, 100, _WITHOUT_ORDERS)
 BASIC: Final = Tier("basic", 50, 500, 50, 100, 1_000, 0, _WITHOUT_ORDERS)
-PROFESSIONAL: Final = Tier("professional", 2_000, 2_000, 200, 1_000, 1_000, 0)
+PROFESSIONAL: Final = Tier("professional", 2_000, 2_000, 200, 1_000, 1_000, 0, CHANNELS, True)
 
 TIERS: Final = {tier.name: tier for tier in (ANONYMOUS, BASIC, PROFESSIONAL)}
