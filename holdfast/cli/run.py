@@ -31,7 +31,7 @@ from holdfast.running.money_view import MoneyScreen
 from holdfast.running.opening import until_open, until_serving
 from holdfast.running.pair_view import PairScreen
 from holdfast.running.plan import MoneyPlan, PairPlan, Plan, Process, Stage
-from holdfast.running.services import Services
+from holdfast.running.services import Services, first_of
 from holdfast.running.supervisor import Supervisor
 from holdfast.running.watching import FRAMES_PER_SECOND, Watcher
 
@@ -119,14 +119,16 @@ class Run:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stopping.set)
-        async with Supervisor(self._plan) as supervisor, Services(self._money) as services:
+        async with Supervisor(self._plan) as supervisor:
             if supervisor.cleaned:
                 self._say(f"removed segments of dead owners: {', '.join(supervisor.cleaned)}")
-            opened = await self._until_stopped(self._start_and_show(supervisor, services))
-            await supervisor.stop_stage(Stage.FLOW, self._say)
-            if opened:
-                left = await drain(self._plan, services)
-                self._say(f"not drained: {left}" if left else "the books have settled everything")
+            # Nobody's channel is open any more when the services say goodbye.
+            async with Services(self._money) as services:
+                opened = await self._until_stopped(self._start_and_show(supervisor, services))
+                await supervisor.stop_stage(Stage.FLOW, self._say)
+                if opened:
+                    left = await drain(self._plan, services)
+                    self._say(f"not drained: {left}" if left else "the books are settled")
             await supervisor.stop(self._say)
         self._say(f"stopped; the state is in {self._plan.run}, the next run goes on there")
         return 0
@@ -200,7 +202,10 @@ class Run:
         try:
             done, _ = await asyncio.wait((watching, drawing), return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                task.result()
+                try:
+                    task.result()
+                except BaseExceptionGroup as errors:
+                    raise first_of(errors) from errors
         finally:
             for task in (watching, drawing):
                 task.cancel()
@@ -222,7 +227,7 @@ class Run:
                 watcher.look(supervisor)
                 now_ns = time.monotonic_ns()
                 if live is None:
-                    for line in self._screen.lines(now_ns):
+                    for line in self._screen.lines():
                         self._say(line)
                 else:
                     size = self._console.size

@@ -36,6 +36,7 @@ from holdfast.errors import CallFailed, HoldfastError
 from holdfast.requests import ClientOrderIds
 from holdfast.retry import Retry
 from holdfast.running.demonstration import MAKER, TRADERS, first_price
+from holdfast.running.services import first_of
 
 SINGLE_SHARE_PERCENT: Final = 30
 """So much of the flow are single orders; the rest are quotes in batches."""
@@ -364,13 +365,6 @@ async def _main(given: argparse.Namespace) -> None:
                 tasks.create_task(_write_reports(given.report, flows))
 
 
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    found: BaseException = errors
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
-
-
 def main() -> int:
     """Trade until told to stop."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -382,7 +376,7 @@ def main() -> int:
         asyncio.run(_main(given))
     except* HoldfastError as errors:
         status = 1
-        log.error("%s", _first(errors))
+        log.error("%s", first_of(errors))
     return status
 
 

@@ -51,10 +51,10 @@ class Screen:
         """Return what is shown of a pair."""
         return next(one for one in self.pairs if one.pair == pair)
 
-    def lines(self, now_ns: int) -> list[str]:
+    def lines(self) -> list[str]:
         """Return the state as plain lines: one a pair, one for all that they share."""
         found = [(one.line(), one.pair) for one in self.pairs]
-        found.append((["exchange", *self.money.line(now_ns)], ""))
+        found.append((["exchange", *self.money.line()], ""))
         return [
             " | ".join(part for part in (*parts, self._processes(pair)) if part)
             for parts, pair in found
@@ -86,7 +86,7 @@ class Screen:
             parts.append(grid)
         else:
             parts += [one.picture(levels) for one in shown]
-        parts += [self.money.picture(now_ns, wholly=wholly), self._table()]
+        parts += [self.money.picture(wholly=wholly), self._table()]
         if self.footer:
             parts.append(Text(self.footer, style="dim"))
         return Group(*parts)
@@ -97,7 +97,7 @@ class Screen:
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         for pair in dict.fromkeys(one.pair for one in self.processes):
             mine = (one for one in self.processes if one.pair == pair)
-            table.add_row(Text(pair or "all pairs", style="bold"), _row(mine))
+            table.add_row(Text(pair or "shared", style="bold"), _row(mine))
         return Panel(table, padding=(0, 1), title="processes")
 
 
@@ -116,5 +116,5 @@ def _row(processes: Iterable[ProcessLine]) -> Text:
             cell.append(f" {process.restart_count}×", style="yellow")
         cell.stylize("" if running else "red")
         text.append_text(cell)
-        text.append("  ")
+        text.append(" ")
     return text

@@ -37,11 +37,21 @@ class Settled:
     seen: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=KEPT))
     """When the log first reached how far, as the books knew it."""
 
+    late_ms: int = 0
+    """How long the oldest execution that was not settled had waited, about, at the last look."""
+
     def see(self, now_ns: int, settlement: ledger_pb2.Settlement) -> None:
-        """Take what the books say now."""
+        """Take what the books say now; times are since 1970, as theirs."""
         self.settlement = settlement
         if not self.seen or settlement.committed_number > self.seen[-1][1]:
             self.seen.append((now_ns, settlement.committed_number))
+        if self.behind_count() == 0:
+            self.late_ms = 0
+            return
+        # Who keeps up has taken all there was into the last commit; who does not was seen waiting.
+        waiting = (since_ns for since_ns, number in self.seen if number > settlement.cursor)
+        since_ns = min(next(waiting, now_ns), settlement.posted_ns or now_ns)
+        self.late_ms = max(0, now_ns - since_ns) // 1_000_000
 
     def behind_count(self) -> int:
         """Return how many executions are not settled."""
@@ -49,14 +59,7 @@ class Settled:
             return 0
         return max(0, self.settlement.committed_number - self.settlement.cursor)
 
-    def behind_ms(self, now_ns: int) -> int:
-        """Return how long the oldest execution that is not settled has been seen waiting."""
-        if self.settlement is None:
-            return 0
-        waiting = (since for since, number in self.seen if number > self.settlement.cursor)
-        return (now_ns - next(waiting, now_ns)) // 1_000_000
-
-    def sentence(self, now_ns: int) -> str:
+    def sentence(self) -> str:
         """Return the state in a few words."""
         if self.settlement is None:
             return "the books are not reached"
@@ -64,8 +67,8 @@ class Settled:
         state = state.removeprefix("SETTLEMENT_STATE_").lower().replace("_", " ")
         if self.settlement.state != ledger_pb2.SETTLEMENT_STATE_RUNNING:
             return f"settlement {state}: {self.settlement.sentence}"
-        count, late_ms = self.behind_count(), self.behind_ms(now_ns)
-        return f"settled to {self.settlement.cursor:,}, {count:,} behind, {late_ms:,} ms"
+        count = self.behind_count()
+        return f"settled to {self.settlement.cursor:,}, {count:,} behind, {self.late_ms:,} ms"
 
     @property
     def stopped(self) -> bool:
@@ -87,13 +90,13 @@ class MoneyScreen:
     trial: ledger_pb2.GetTrialBalanceResponse | None = None
     risk: risk_pb2.GetRiskStatusResponse | None = None
 
-    def line(self, now_ns: int) -> list[str]:
+    def line(self) -> list[str]:
         """Return the state as parts of a plain line."""
         parts = []
         for owner in self.owners:
             held = (f"{self._sum(owner, asset)} {asset}" for asset in self.decimals)
             parts.append(f"{owner} has {', '.join(held)}")
-        parts += [f"{pair} {one.sentence(now_ns)}" for pair, one in self.settled.items()]
+        parts += [f"{pair} {one.sentence()}" for pair, one in self.settled.items()]
         return [*parts, self._books(), "; ".join(self._alarms()) or self._no_alarm()]
 
     def _sum(self, owner: str, asset: str, purpose: int = 0) -> str:
@@ -134,7 +137,7 @@ class MoneyScreen:
         owners = len(self.owners) * (len(_PLACES) if wholly else 1)
         return MONEY_LINES + len(self.settled) + owners
 
-    def picture(self, now_ns: int, *, wholly: bool) -> RenderableType:
+    def picture(self, *, wholly: bool) -> RenderableType:
         """Return the panel: by purpose, or only what everybody has in all."""
         table = Table.grid(expand=True, padding=(0, 1))
         table.add_column(no_wrap=True)
@@ -156,7 +159,7 @@ class MoneyScreen:
         for pair, one in self.settled.items():
             text = Text(f"{pair} ", style="bold", no_wrap=True, overflow="ellipsis")
             style = "bold white on red" if one.stopped else ""
-            text.append(one.sentence(now_ns), style=style or "not bold")
+            text.append(one.sentence(), style=style or "not bold")
             rows.add_row(text)
         rows.add_row(self._verdict())
         return Panel(rows, title="money", padding=(0, 1))

@@ -19,6 +19,8 @@ from holdfast.book import Book, Level
 
 LEVELS_SHOWN: Final = 8
 """Of each side, where the terminal is high enough."""
+LEVELS_ASKED: Final = 10
+"""The least that the gateway offers and that is enough."""
 TRADES_SHOWN: Final = 2 * LEVELS_SHOWN + 1
 PAIR_LINES: Final = 6
 """Lines of a pair's picture besides the levels."""

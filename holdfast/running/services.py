@@ -38,6 +38,14 @@ async def asked(call: Any, request: Any, retry: Retry = PATIENT) -> Any:
         await attempts.pause()
 
 
+def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first thing that went wrong, for people: the others followed from it."""
+    found: BaseException = errors
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
 class Services:
     """Channels to the books and to the risk service. Use as an async context manager."""
 

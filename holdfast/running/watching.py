@@ -16,7 +16,7 @@ from holdfast.running.child import last_words
 from holdfast.running.demonstration import MAKER, VISITOR, owner_kind
 from holdfast.running.live_view import ProcessLine, Screen
 from holdfast.running.money_view import MoneyScreen, Settled
-from holdfast.running.pair_view import LEVELS_SHOWN, PairScreen
+from holdfast.running.pair_view import LEVELS_ASKED, PairScreen
 from holdfast.running.plan import Plan
 from holdfast.running.services import ONCE, Services, asked
 from holdfast.running.supervisor import Supervisor
@@ -99,7 +99,7 @@ async def _now_and_then(
 
 
 async def _watch_book(client: AsyncClient, screen: PairScreen) -> None:
-    async for book in client.watch_book(LEVELS_SHOWN, 1_000 // FRAMES_PER_SECOND):
+    async for book in client.watch_book(LEVELS_ASKED, 1_000 // FRAMES_PER_SECOND):
         screen.book = book
 
 
@@ -136,7 +136,7 @@ async def _settlements(services: Services, money: MoneyScreen) -> None:
             known.settlement = None
         raise
     for one in answer.settlements:
-        money.settled.setdefault(one.pair, Settled()).see(time.monotonic_ns(), one)
+        money.settled.setdefault(one.pair, Settled()).see(time.time_ns(), one)
 
 
 async def _balances(services: Services, money: MoneyScreen) -> None:
