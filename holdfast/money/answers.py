@@ -73,15 +73,16 @@ class Balances:
 
     def of(self, asset: str) -> AssetBalances:
         """Return what there is of one asset; zeros if there is no account."""
-        sums = {FUNDING: Decimal(0), TRADING: Decimal(0), SUSPENSE: Decimal(0)}
+        lines = [line for line in self.lines if line.asset == asset]
+        # A zero with the asset's decimals, so that all amounts are shown alike.
+        zero = lines[0].amount * 0 if lines else Decimal(0)
+        sums = {FUNDING: zero, TRADING: zero, SUSPENSE: zero}
         engines: dict[str, Decimal] = {}
-        for line in self.lines:
-            if line.asset != asset:
-                continue
+        for line in lines:
             if line.purpose == ALLOTTED:
                 engines[line.pair] = line.amount
             else:
-                sums[line.purpose] = sums.get(line.purpose, Decimal(0)) + line.amount
+                sums[line.purpose] = sums.get(line.purpose, zero) + line.amount
         funding, trading, in_flight = (sums.pop(word) for word in (FUNDING, TRADING, SUSPENSE))
         return AssetBalances(asset, funding, trading, engines, in_flight, sums)
 

@@ -57,9 +57,9 @@ def _balances(given: argparse.Namespace) -> int:
     numbers = ["funding", "trading", *(f"in {pair}" for pair in pairs), "in flight", *others]
     columns = ["asset", *numbers, "total"]
     rows = [_row(one, pairs, others) for one in by_asset]
-    print_table(columns, rows, right=columns[1:])
     if not rows:
         print(f"account {given.account} has no balances")
+    print_table(columns, rows, right=columns[1:])
     return 0
 
 

@@ -129,13 +129,18 @@ def _simple(value: Any) -> Any:
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()
 ) -> None:
-    """Print rows in aligned columns; those named in `right` are numbers. Nothing is ever cut."""
+    """Print rows in aligned columns; those named in `right` are numbers. Nothing is ever cut.
+
+    Without rows nothing is printed: what is missing is the caller's to say.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     numbers = set(right)
     for name in columns:
         table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
+    if not table.row_count:
+        return
     console = Console(markup=False, highlight=False, emoji=False)
     needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     console.width = max(console.width, needed)

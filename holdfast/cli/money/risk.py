@@ -159,6 +159,8 @@ def _exposure(given: argparse.Namespace) -> int:
         for one in found.pairs
     ]
     columns = ["pair", "asset", "total", "free", "in flight", "target", "at sequence"]
+    if not rows:
+        print(f"account {given.account} has nothing in any pair")
     print_table(columns, rows, right=columns[2:])
     for use in found.uses:
         percent, rest = divmod(use.used_ppm, 10_000)
@@ -193,14 +195,14 @@ def _kill(given: argparse.Namespace) -> int:
     if given.json:
         print_json(killed)
         return 1 if unconfirmed else 0
-    what = f"{given.scope} {given.name}".rstrip()
+    whose = f"account {account} trades" if account else "everybody trades"
+    never = f"nothing of account {account} trades" if account else "nothing trades"
     for one in killed.confirmations:
         if not one.confirmed:
             print(f"{one.pair}: not confirmed yet, it is asked until it does: {one.message}")
-        elif given.lift:
-            print(f"{one.pair}: {what} may trade again after sequence {one.sequence:,}")
         else:
-            print(f"{one.pair}: nothing of {what} trades after sequence {one.sequence:,}")
+            what = f"this switch is lifted: {whose}" if given.lift else never
+            print(f"{one.pair}: {what} after sequence {one.sequence:,}")
     return 1 if unconfirmed else 0
 
 
