@@ -190,6 +190,13 @@ def _verify(engine: Engine) -> int:
     report = verify(engine)
     for complaint in report.complaints:
         print(f"ledgerd: {complaint}")
+    for pair, (cursor, digest) in report.engines.items():
+        print(
+            f"ledgerd: before execution {cursor} the engine of {pair} must hold"
+            f" {digest.digest % (1 << 64):016x}: {digest.account_count} accounts,"
+            f" {digest.base_units} base and {digest.quote_units} quote units,"
+            f" {digest.fee_units} taken as fees"
+        )
     print(
         f"ledgerd: {report.seal_count} seals, {report.transfer_count} transfers,"
         f" {report.posting_count} postings, {report.account_count} accounts:"

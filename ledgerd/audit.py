@@ -19,6 +19,7 @@ import numpy as np
 import psycopg
 from sqlalchemy import Engine
 
+from exchange.account_digest import AccountDigest, digest_of
 from ledgerd.books import chain
 from ledgerd.books.commit import Connection
 from ledgerd.books.copying import (
@@ -57,6 +58,8 @@ class Report:
     account_count: int = 0
     heads: dict[int, bytes] = field(default_factory=dict)
     """The last hash of each stream."""
+    engines: dict[str, tuple[int, AccountDigest]] = field(default_factory=dict)
+    """By pair: a cursor, and what its engine must hold before that execution."""
     complaints: list[str] = field(default_factory=list)
 
     @property
@@ -106,7 +109,8 @@ def verify(engine: Engine) -> Report:
         for stream, cursor, head in streams:
             _verify_stream(connection, stream, cursor, bytes(head), report)
         _verify_strays(connection, report)
-        _verify_accounts(connection, report)
+        ends = _verify_accounts(connection, report)
+        _sum_up_engines(connection, ends, report)
         _verify_balances(connection, report)
         _verify_snapshots(connection, report)
     return report
@@ -233,8 +237,8 @@ def _verify_strays(connection: Connection, report: Report) -> None:
             report.complain(f"{table}: {_name(row[0])} is beyond what its stream has posted")
 
 
-def _verify_accounts(connection: Connection, report: Report) -> None:
-    """Follow each account's running balance and version over all its postings."""
+def _verify_accounts(connection: Connection, report: Report) -> dict[int, tuple[int, int]]:
+    """Follow each account's running balance and version over all its postings; return their ends."""
     ends: dict[int, tuple[int, int]] = {}
     last_account, last_version, last_balance = -1, 0, 0
     condition = "WHERE (account_id, version) > ({}, {}) ORDER BY account_id, version LIMIT 500000"
@@ -274,6 +278,37 @@ def _verify_accounts(connection: Connection, report: Report) -> None:
     known = {row[0] for row in connection.execute("SELECT id FROM accounts")}
     for account in sorted(ends.keys() - known):
         report.complain(f"account {account} has postings and no name")
+    return ends
+
+
+def _sum_up_engines(
+    connection: Connection, ends: dict[int, tuple[int, int]], report: Report
+) -> None:
+    """Compute what each engine must hold, from postings alone."""
+    query = """
+        SELECT id, owner_id, asset = %s FROM accounts
+        WHERE pair = %s AND purpose = %s AND owner_kind IN (1, 2, 5)
+    """
+    taken = """
+        SELECT coalesce(sum(amount), 0) FROM postings JOIN accounts ON id = account_id
+        WHERE pair = %s AND purpose = %s AND transfer_id >= %s
+    """
+    streams = connection.execute(
+        "SELECT pair, cursor, base FROM streams WHERE id <> 0 ORDER BY pair"
+    ).fetchall()
+    for pair, cursor, base in streams:
+        held: dict[int, list[int]] = {}
+        found = connection.execute(query, (base, pair, int(Purpose.ALLOTTED)))
+        for account, owner, is_base in found:
+            held.setdefault(owner, [0, 0])[0 if is_base else 1] = ends.get(account, (0, 0))[0]
+        fees = connection.execute(taken, (pair, int(Purpose.FEES), 1 << STREAM_SHIFT)).fetchone()
+        assert fees is not None
+        units = np.array(list(held.values()), np.int64).reshape(-1, 2)
+        owners = np.array(list(held), np.int64)
+        report.engines[pair] = (
+            int(cursor),
+            digest_of(owners, units[:, 0], units[:, 1], int(fees[0])),
+        )
 
 
 def _verify_balances(connection: Connection, report: Report) -> None:

@@ -8,6 +8,11 @@ Batches adapt: what arrives while one batch is being committed is the next one, 
 that a pair in arrears settles in large commits and a quiet one at once. Executions that move no
 money wait a little for company, because their commit would say nothing but the cursor.
 
+Whenever something was settled, the pair is asked for a digest of all its accounts, one at a time.
+It comes back through the feed, and the batch that holds it is compared with it: so every batch is
+covered by a comparison soon, and a pair in which nothing moves is asked nothing. A question that is
+not answered delays the comparison and nothing else.
+
 Whatever cannot be explained stops this pair and no other: the engine contradicts the books, another
 process settles it, or the books are older than what was once confirmed to the engine. A stop
 is for good, loud, and says why in a sentence. A database or feed that is away is waited for.
@@ -25,10 +30,14 @@ from typing import Final
 import grpc
 import numpy as np
 import psycopg
+from grpc import aio
 
+from exchange import records
+from exchange.enums import ExecutionKind
 from exchange.feed import Chunk, ExecutionFeed, FeedBroken, FeedOutOfRange, FeedRefused, Rows
 from exchange.instrument import Instrument
 from exchange.refusal import Refused
+from exchange.v1 import pair_admin_pb2, pair_admin_pb2_grpc
 from ledgerd.books.commit import BalancesLost, CursorMoved, Overdrawn
 from ledgerd.database import GONE
 from ledgerd.ledger import Ledger
@@ -48,6 +57,8 @@ PAUSE_S: Final = 0.5
 """Between two attempts at a database or feed that is away."""
 CONFIRM_S: Final = 1.0
 """Between two confirmations to the pair: they only let old files go."""
+ASK_LIMIT_S: Final = 5.0
+"""How long a pair may take to answer with a digest."""
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +89,12 @@ class Status:
     settled_count: int = 0
     posted_ns: int = 0
     batch_count: int = 0
+    checked_sequence: int = 0
+    """The last command as of which books and engine were compared and found the same."""
+    checked_number: int = 0
+    """Its execution."""
+    checked_ns: int = 0
+    check_count: int = 0
 
 
 _CONTRADICTIONS: Final = (FeedContradiction, Overdrawn, BalancesLost, FeedBroken, FeedRefused)
@@ -99,6 +116,8 @@ class PairFollower:
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._stopping = ""
+        self._unchecked = asyncio.Event()
+        """Set while something is settled that no digest covers."""
         self._changed = asyncio.Event()
 
     async def changed(self) -> None:
@@ -147,14 +166,16 @@ class PairFollower:
             await self._refuse_older(feed, cursor)
             reader = asyncio.create_task(self._read(feed, cursor))
             reader.add_done_callback(lambda _: self._arrived.set())
-            confirming = asyncio.create_task(self._confirm(feed))
+            beside = [asyncio.create_task(self._confirm(feed)), asyncio.create_task(self._ask())]
+            # What was settled by an earlier process is compared once, too.
+            self._unchecked.set()
             try:
                 while True:
                     await self._settle(await self._gather(reader))
             finally:
-                reader.cancel()
-                confirming.cancel()
-                await asyncio.gather(reader, confirming, return_exceptions=True)
+                for task in (reader, *beside):
+                    task.cancel()
+                await asyncio.gather(reader, *beside, return_exceptions=True)
 
     async def _refuse_older(self, feed: ExecutionFeed, cursor: int) -> None:
         """Raise SettlementStopped if the engine was told of more than the books know."""
@@ -189,6 +210,25 @@ class PairFollower:
                 with contextlib.suppress(grpc.RpcError):
                     await feed.confirm(CONSUMER, cursor)
                     confirmed = cursor
+
+    async def _ask(self) -> None:
+        """Ask for a digest whenever something is not covered by one, and wait until it came."""
+        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
+        request = pair_admin_pb2.DigestAccountsRequest(pair=self.status.pair)
+        async with aio.insecure_channel(self._target, options=options) as channel:
+            stub = pair_admin_pb2_grpc.PairAdminServiceStub(channel)
+            while True:
+                await self._unchecked.wait()
+                try:
+                    answer = await stub.DigestAccounts(request, timeout=ASK_LIMIT_S)
+                except grpc.RpcError as error:
+                    log.debug("%s gave no digest: %s", self.status.pair, error)
+                    await asyncio.sleep(PAUSE_S)
+                    continue
+                if answer.report.kind != ExecutionKind.DIGEST:
+                    await asyncio.sleep(PAUSE_S)
+                while self.status.cursor <= answer.report.last_number:
+                    await self._changed.wait()
 
     async def _gather(self, reader: asyncio.Task[None]) -> Rows:
         """Return the executions of the next commit. Raises what ended the reader."""
@@ -242,8 +282,24 @@ class PairFollower:
                         " restored from an older backup"
                     ) from moved
             break
+        self._note_digests(rows, cursor_from)
         self.status.cursor = cursor_to
         self.status.settled_count += len(rows)
         self.status.batch_count += 1
         self.status.posted_ns = self._clock()
         self._say(State.RUNNING)
+
+    def _note_digests(self, rows: Rows, cursor_from: int) -> None:
+        """Keep what a batch was compared with, and whether more was settled after it."""
+        digests = np.flatnonzero(records.kind_of(rows) == ExecutionKind.DIGEST)
+        after = 0
+        if len(digests):
+            last = int(digests[-1])
+            self.status.checked_sequence = int(rows[last, records.E_SEQUENCE])
+            self.status.checked_number = cursor_from + last
+            self.status.checked_ns = self._clock()
+            self.status.check_count += len(digests)
+            self._unchecked.clear()
+            after = last + 1
+        if moves_money(rows[after:]):
+            self._unchecked.set()

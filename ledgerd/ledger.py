@@ -7,7 +7,7 @@ what must not have happened (an engine that contradicts the books) is an excepti
 It decides nothing about who may ask: that is the door's business.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
@@ -17,31 +17,18 @@ import numpy as np
 import psycopg
 from sqlalchemy import Engine, event
 
-from exchange import records
 from exchange.enums import Asset
 from exchange.instrument import Instrument
 from exchange.refusal import Refusal, Refused
 from ledgerd import chart
 from ledgerd.audit import Sum, trial_balance_in
-from ledgerd.books.commit import Commit, Connection, Overdrawn, lock_stream
-from ledgerd.books.copying import (
-    P_ACCOUNT,
-    P_BALANCE,
-    P_TRANSFER,
-    Int8ArrayDumper,
-    Rows,
-)
+from ledgerd.books.commit import Connection, Overdrawn
+from ledgerd.books.copying import Int8ArrayDumper, Rows
+from ledgerd.books.engine_money import Step
 from ledgerd.books.entries import Entries, Instructed, insufficient, unknown_pair
+from ledgerd.books.settling import SettledPair
 from ledgerd.chart import AccountName, Phase, Purpose, TransferKind
-from ledgerd.models import STREAM_SHIFT
-from ledgerd.postings import (
-    AccountMissing,
-    Batch,
-    FeedContradiction,
-    PairAccounts,
-    Told,
-    settled,
-)
+from ledgerd.postings import AccountMissing, Told
 from ledgerd.reserves.merkle import Leaf, tree
 from ledgerd.transfers import NewTransfer, Posted, first_refusal
 
@@ -51,10 +38,6 @@ DEADLOCK_RETRIES: Final = 8
 
 class BooksUnbalanced(Exception):
     """An asset's postings do not sum to zero: the books are not sound."""
-
-
-class BooksDiffer(FeedContradiction):
-    """An engine holds other money than the books say at the same execution."""
 
 
 def at_connection(engine: Engine) -> None:
@@ -71,7 +54,7 @@ class Ledger:
     def __init__(self, engine: Engine, clock: Callable[[], int]) -> None:
         self._engine = engine
         self._clock = clock
-        self._pairs: dict[str, PairAccounts] = {}
+        self._pairs: dict[str, SettledPair] = {}
         self._instruments: dict[str, Instrument] = {}
         """The pairs that this process listed."""
         at_connection(engine)
@@ -359,109 +342,31 @@ class Ledger:
         """Post what executions (n, 16), numbered from `cursor_from`, did; return the new cursor.
 
         Raises CursorMoved when the books are elsewhere (settled already, by this process or
-        another, or restored), FeedContradiction or Overdrawn when the engine says what cannot be.
+        another, or restored), FeedContradiction or Overdrawn when the engine says what cannot be,
+        BooksDiffer when it holds other money than the books say.
         """
         assert len(rows), "nothing to settle"
-        accounts = self._pairs.get(instrument.pair) or self._read_pair(instrument)
+        pair = self._pairs.setdefault(instrument.pair, SettledPair(instrument))
 
-        def work(connection: Connection) -> int:
-            return _settle(connection, instrument, accounts, rows, cursor_from, self._clock)
+        def work(connection: Connection) -> Step:
+            return pair.settle(connection, rows, cursor_from, self._clock)
 
-        try:
-            return int(self._done(work))
-        except AccountMissing:
-            accounts = self._read_pair(instrument)
-            return int(self._done(work))
+        with pair.alone:
+            if pair.money is None or pair.money.cursor != cursor_from:
+                self._done(pair.read)
+            try:
+                step: Step = self._done(work)
+            except AccountMissing:
+                self._done(pair.read)
+                step = self._done(work)
+            assert pair.money is not None, "settled before it was read"
+            pair.money.take(step)
+        return step.cursor_to
 
-    def _read_pair(self, instrument: Instrument) -> PairAccounts:
-        with self._transaction() as connection:
-            accounts = _pair_accounts(connection, instrument)
-        self._pairs[instrument.pair] = accounts
-        return accounts
-
-
-def _settle(
-    connection: Connection,
-    instrument: Instrument,
-    accounts: PairAccounts,
-    rows: Rows,
-    cursor_from: int,
-    clock: Callable[[], int],
-) -> int:
-    state = lock_stream(connection, accounts.stream, cursor_from)
-    sequences = rows[:, records.E_SEQUENCE]
-    if sequences[0] < state.sequence or (np.diff(sequences) < 0).any():
-        raise FeedContradiction(
-            f"executions from {cursor_from} on go back behind command {state.sequence}"
-        )
-
-    def told(numbers: list[int]) -> Mapping[int, Told]:
-        return _told(connection, accounts.stream, numbers)
-
-    batch = settled(instrument, accounts, rows, cursor_from, told)
-    commit = Commit(connection, state)
-    commit.add("resolutions", batch.resolved)
-    cursor_to = cursor_from + len(rows)
-    done = commit.write(batch.transfers, batch.postings, cursor_to, int(sequences[-1]), clock)
-    _compare(batch, done, cursor_from)
-    return cursor_to
-
-
-def _compare(batch: Batch, done: Rows, cursor_from: int) -> None:
-    """Compare the books with what the engine said it holds. Raises BooksDiffer."""
-    if not len(batch.claims):
-        return
-    asked = done[np.isin(done[:, P_TRANSFER], batch.claims[:, 1])]
-    found = {(int(row[P_ACCOUNT]), int(row[P_TRANSFER])): int(row[P_BALANCE]) for row in asked}
-    for account, transfer_id, held in batch.claims.tolist():
-        balance = found[account, transfer_id]
-        if balance != held:
-            number = transfer_id & ((1 << STREAM_SHIFT) - 1)
-            raise BooksDiffer(
-                f"after execution {number} (batch from {cursor_from}) the engine holds {held} and"
-                f" the books {balance} in account {account}"
-            )
-
-
-def _told(connection: Connection, stream: int, numbers: list[int]) -> dict[int, Told]:
-    query = """
-        SELECT number, kind, owner_id, asset, amount, instructions.transfer_id,
-            pending_id IS NOT NULL
-        FROM instructions LEFT JOIN resolutions ON pending_id = instructions.transfer_id
-        WHERE stream = %s AND number = ANY(%s)
-    """
-    return {
-        number: Told(TransferKind(kind), owner, Asset(asset), amount, transfer_id, resolved)
-        for number, kind, owner, asset, amount, transfer_id, resolved in connection.execute(
-            query, (stream, np.array(numbers, np.int64))
-        )
-    }
-
-
-def _pair_accounts(connection: Connection, instrument: Instrument) -> PairAccounts:
-    """Read which accounts a pair moves."""
-    known = connection.execute("SELECT id FROM streams WHERE pair = %s", (instrument.pair,))
-    stream = known.fetchone()
-    if stream is None:
-        raise Refused(unknown_pair(instrument.pair))
-    query = """
-        SELECT id, owner_kind, owner_id, purpose, asset FROM accounts
-        WHERE pair = %(pair)s OR (purpose = %(trading)s AND asset IN (%(base)s, %(quote)s))
-    """
-    pair, base, quote = instrument.pair, instrument.base_asset, instrument.quote_asset
-    given = {"pair": pair, "trading": Purpose.TRADING.value, "base": base, "quote": quote}
-    found = connection.execute(query, given).fetchall()
-    size = 1 + max((row[2] for row in found), default=0)
-    tables = {
-        purpose: np.zeros((size, 2), np.int64)
-        for purpose in (Purpose.ALLOTTED, Purpose.TRADING, Purpose.SUSPENSE)
-    }
-    fees = 0
-    for account, kind, owner, purpose, asset in found:
-        if purpose == Purpose.FEES and asset == instrument.quote_asset:
-            fees = account
-        elif kind in chart.TRADERS and purpose in tables:
-            place = Asset.BASE if asset == instrument.base_asset else Asset.QUOTE
-            tables[Purpose(purpose)][owner, place - 1] = account
-    allotted, trading = tables[Purpose.ALLOTTED], tables[Purpose.TRADING]
-    return PairAccounts(int(stream[0]), allotted, trading, tables[Purpose.SUSPENSE], fees)
+    def differences(self) -> list[str]:
+        """Read the money of each settled pair in full; name what differs from what was kept."""
+        found = []
+        for pair in list(self._pairs.values()):
+            with pair.alone:
+                found.append(self._done(pair.difference))
+        return [sentence for sentence in found if sentence]

@@ -132,6 +132,14 @@ class Posting(SQLModel, table=True):
     __table_args__ = (
         CheckConstraint("amount <> 0", name="postings_amount"),
         Index("postings_transfer", "transfer_id", postgresql_using="brin"),
+        # What the books' own stream did to an account, such as sweeping its fees away: few rows
+        # beside what engines post there.
+        Index(
+            "postings_own",
+            "account_id",
+            postgresql_include=["amount"],
+            postgresql_where=text(f"transfer_id < {1 << STREAM_SHIFT}"),
+        ),
     )
     account_id: int = Field(sa_column=_key(Integer))
     version: int = Field(sa_column=_key())

@@ -310,6 +310,10 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
                 committed_number=status.committed_number,
                 settled_count=status.settled_count,
                 posted_ns=status.posted_ns,
+                checked_sequence=status.checked_sequence,
+                checked_number=status.checked_number,
+                checked_ns=status.checked_ns,
+                check_count=status.check_count,
             )
         return answer
 
@@ -341,6 +345,9 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     ) -> ledger_pb2.VerifyBooksResponse:
         """Compute everything again."""
         report = audit.verify(self._engine)
+        # What settlement keeps in memory must be what the balances say.
+        for sentence in self._ledger.differences():
+            report.complain(sentence)
         return ledger_pb2.VerifyBooksResponse(
             sound=report.sound,
             complaints=report.complaints,

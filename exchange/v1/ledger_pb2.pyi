@@ -1232,6 +1232,10 @@ class Settlement(_message.Message):
     COMMITTED_NUMBER_FIELD_NUMBER: _builtins.int
     SETTLED_COUNT_FIELD_NUMBER: _builtins.int
     POSTED_NS_FIELD_NUMBER: _builtins.int
+    CHECKED_SEQUENCE_FIELD_NUMBER: _builtins.int
+    CHECKED_NUMBER_FIELD_NUMBER: _builtins.int
+    CHECKED_NS_FIELD_NUMBER: _builtins.int
+    CHECK_COUNT_FIELD_NUMBER: _builtins.int
     pair: _builtins.str
     """The pair."""
     state: Global___SettlementState.ValueType
@@ -1246,6 +1250,16 @@ class Settlement(_message.Message):
     """Executions settled since this process started."""
     posted_ns: _builtins.int
     """When the last commit was made."""
+    checked_sequence: _builtins.int
+    """The last command as of which all accounts of the engine and the books were compared and found
+    the same; 0: none since this process started.
+    """
+    checked_number: _builtins.int
+    """The execution of that command: the comparison covers everything before it."""
+    checked_ns: _builtins.int
+    """When that comparison was made, nanoseconds since 1970 UTC."""
+    check_count: _builtins.int
+    """Comparisons made since this process started."""
     def __init__(
         self,
         *,
@@ -1256,10 +1270,14 @@ class Settlement(_message.Message):
         committed_number: _builtins.int = ...,
         settled_count: _builtins.int = ...,
         posted_ns: _builtins.int = ...,
+        checked_sequence: _builtins.int = ...,
+        checked_number: _builtins.int = ...,
+        checked_ns: _builtins.int = ...,
+        check_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_number", b"committed_number", "cursor", b"cursor", "pair", b"pair", "posted_ns", b"posted_ns", "sentence", b"sentence", "settled_count", b"settled_count", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_count", b"check_count", "checked_ns", b"checked_ns", "checked_number", b"checked_number", "checked_sequence", b"checked_sequence", "committed_number", b"committed_number", "cursor", b"cursor", "pair", b"pair", "posted_ns", b"posted_ns", "sentence", b"sentence", "settled_count", b"settled_count", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from exchange.enums import Asset, CommandKind, ExecutionKind, OrderType, Reason, Side
 from exchange.instrument import Instrument
 from exchange.refusal import Refused
+from ledgerd import chart
 from ledgerd.audit import trial_balance, verify
 from ledgerd.books.commit import CursorMoved
 from ledgerd.chart import Phase, Purpose, TransferKind
 from ledgerd.transfers import NewTransfer
 from tests.books import OTHER, PAIR, TestBooks, fresh_books, user
 from tests.reference import ledger as twin
+from tests.unit.test_ledgerd_ledger import digest
 
 OWNERS = 4
 PAIRS = (PAIR, OTHER)
@@ -48,6 +50,7 @@ class Purse:
     def __init__(self, pair: Instrument) -> None:
         self.pair = pair
         self.owns: dict[tuple[int, int], int] = defaultdict(int)
+        self.fees = 0
         self.rows: list[list[int]] = []
         self.told: list[tuple[int, bool, int, Asset, int]] = []
         self.heard = 0
@@ -107,6 +110,7 @@ class Purse:
             return
         self.owns[seller, Asset.BASE] -= coins
         self.owns[buyer, Asset.BASE] += coins
+        self.fees += sum(fees)
         for owner, sign, fee in ((taker, 1, fees[0]), (maker, -1, fees[1])):
             pays = sign if side == Side.BUY else -sign
             self.owns[owner, Asset.QUOTE] -= pays * worth + fee
@@ -120,6 +124,10 @@ class Purse:
             w13=maker << 32,
             w15=fees[1],
         )
+
+    def digest(self) -> None:
+        """Say what all accounts have."""
+        self.rows.append(digest(self.owns, self.fees, len(self.rows) + 1))
 
 
 class Both:
@@ -159,11 +167,26 @@ class Both:
             purse.hear(refuse=amount % 7 == 0)
         elif action <= 10:
             # Two of the owners have money in the engines from the start.
+            if amount % 3 == 0:
+                purse.digest()
             lots = min(amount, 400)
             side = Side.BUY if amount % 2 else Side.SELL
             purse.trade(1 + owner % 2 if amount % 5 else owner, 1 + other % 2, lots, side)
-        else:
+        elif amount % 2:
             self.settle(purse)
+        else:
+            self.sweep(purse)
+
+    def sweep(self, purse: Purse) -> None:
+        """Gather a pair's fees: the engine goes on counting them as taken."""
+        pair, code = purse.pair.pair, purse.pair.quote_asset
+        earned = self.twin.balances[0, "fees", code, pair]
+        if not earned:
+            return
+        self.books.ledger.open_accounts([chart.fees(code)])
+        legs = (chart.fees(code, pair), -earned), (chart.fees(code), earned)
+        self.books.ledger.post([self.books.transfer(*legs, kind=TransferKind.FEE_SWEEP)])
+        self.twin.move(((0, "fees", code, pair), -earned), ((0, "fees", code, ""), earned))
 
     def hold(self, owner: int, code: str, units: int) -> None:
         transfer = self.books.transfer(
@@ -225,6 +248,7 @@ class Both:
 
     def compare(self) -> None:
         for purse in self.purses:
+            purse.digest()
             self.settle(purse)
             for (owner, asset), owned in purse.owns.items():
                 code = purse.pair.base_asset if asset == Asset.BASE else purse.pair.quote_asset
@@ -260,6 +284,7 @@ def test_the_books_are_the_twins_after_anything(steps: list[Step]) -> None:
         both.compare()
         report = verify(books.engine)
         assert report.complaints == []
+        assert books.ledger.differences() == []
         sums: dict[str, int] = defaultdict(int)
         for line in trial_balance(books.engine):
             sums[line.asset] += line.amount
