@@ -1,7 +1,8 @@
 """Run the books: `python -m ledgerd --run DIR --follow BTC-USDT=127.0.0.1:8850 --port P`.
 
 Starts the embedded PostgreSQL of the run folder (or uses the server it is given), brings its
-tables up to date, lists the pairs, settles each from where it stands, and serves LedgerService.
+tables up to date, lists the pairs, settles each from where it stands, and serves LedgerService
+and FundsService.
 
     python -m ledgerd verify --run DIR      prove the books; exit status 1 names what is wrong
 """
@@ -19,8 +20,10 @@ from sqlalchemy import Engine
 from exchange.config import load_instrument
 from exchange.instrument import Instrument, InvalidInstrument
 from exchange.service import NotLoopback, ServerOptions, require_loopback, run
+from exchange.v1 import funds_pb2_grpc
 from ledgerd.audit import verify
 from ledgerd.config import InvalidSetting, LedgerConfig, settings_from
+from ledgerd.custody.proof import verify_money
 from ledgerd.database import (
     GONE,
     OWNER,
@@ -30,7 +33,12 @@ from ledgerd.database import (
     connect,
     migrate,
 )
+from ledgerd.doors.funds_server import SERVICE_NAME as FUNDS_SERVICE
+from ledgerd.doors.funds_server import FundsServicer
 from ledgerd.follower import PairFollower, Status
+from ledgerd.funds.desk import open_desk
+from ledgerd.funds.pipelines import Pipelines
+from ledgerd.funds.settings import FundsSettings, InvalidFunds, add_arguments
 from ledgerd.heads import BooksAreOlder, Heads
 from ledgerd.ledger import Ledger
 from ledgerd.server import LedgerServer, LedgerServicer
@@ -62,6 +70,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--database-url", default=given["database_url"])
     parser.add_argument("--owner-url", default=given["owner_url"])
     parser.add_argument("--instruments", type=Path, help="instrument file")
+    add_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -78,6 +87,7 @@ def _config(arguments: argparse.Namespace) -> LedgerConfig:
         database_url=arguments.database_url,
         owner_url=arguments.owner_url,
         instruments=arguments.instruments,
+        funds=FundsSettings.given(arguments),
     ).validate()
 
 
@@ -124,9 +134,18 @@ class Process:
             PairFollower(self.ledger, instrument, target, time.time_ns)
             for instrument, (_, target) in zip(self.instruments, config.pairs, strict=True)
         ]
+        self.config = config
         servicer = LedgerServicer(self.ledger, engine, self.statuses, lambda: self.heads.sentence)
         options = ServerOptions(host=config.host, port=config.port)
-        self.server = LedgerServer(servicer, options, config.threads)
+        self.server = LedgerServer(servicer, options, config.threads, (FUNDS_SERVICE,))
+
+    def open_funds(self) -> Pipelines:
+        """Serve the way in and out; return its rounds. The assets have to be listed before."""
+        desk = open_desk(self.ledger, self.engine, time.time_ns, self.config.funds, self.config.run)
+        pipelines = Pipelines(desk, lambda: self.heads.sentence)
+        servicer = FundsServicer(desk, pipelines, lambda: self.heads.sentence)
+        funds_pb2_grpc.add_FundsServiceServicer_to_server(servicer, self.server.server)
+        return pipelines
 
     def statuses(self) -> list[Status]:
         """Return how settlement of each pair goes."""
@@ -156,6 +175,7 @@ async def _serve(config: LedgerConfig, process: Process, instruments: list[Instr
     process.heads.check(process.engine)
     for instrument in instruments:
         process.ledger.list_pair(instrument)
+    pipelines = process.open_funds()
     try:
         port = process.server.start()
     except RuntimeError as error:
@@ -169,6 +189,7 @@ async def _serve(config: LedgerConfig, process: Process, instruments: list[Instr
         loop.add_signal_handler(number, stopping.set)
     tasks = [asyncio.create_task(follower.run()) for follower in process.followers]
     tasks.append(asyncio.create_task(process.watch()))
+    tasks.append(asyncio.create_task(pipelines.run()))
     await stopping.wait()
     for task in tasks:
         task.cancel()
@@ -188,7 +209,9 @@ def _announce(run_folder: Path, port: int) -> None:
 
 def _verify(engine: Engine) -> int:
     report = verify(engine)
-    for complaint in report.complaints:
+    of_money = verify_money(engine)
+    sound = report.sound and not of_money
+    for complaint in (*report.complaints, *of_money):
         print(f"ledgerd: {complaint}")
     for pair, (cursor, digest) in report.engines.items():
         print(
@@ -200,9 +223,9 @@ def _verify(engine: Engine) -> int:
     print(
         f"ledgerd: {report.seal_count} seals, {report.transfer_count} transfers,"
         f" {report.posting_count} postings, {report.account_count} accounts:"
-        f" {'sound' if report.sound else 'NOT SOUND'}"
+        f" {'sound' if sound else 'NOT SOUND'}"
     )
-    return 0 if report.sound else 1
+    return 0 if sound else 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -227,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
                 engine.dispose()
         finally:
             database.stop()
-    except (InvalidSetting, InvalidInstrument, NotLoopback, OSError) as error:
+    except (InvalidSetting, InvalidFunds, InvalidInstrument, NotLoopback, OSError) as error:
         print(f"ledgerd: {error}", file=sys.stderr)
         return 2
     except (DatabaseTrouble, BooksAreOlder, *GONE) as error:

@@ -2,11 +2,15 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ledgerd.funds.settings import FundsSettings
+
 DEFAULT_PORT: Final = 50_071
+FUNDS_ROUNDS: Final = 4
+"""Rounds of deposits and withdrawals that read the books at the same time."""
 
 
 class InvalidSetting(ValueError):
@@ -31,6 +35,8 @@ class LedgerConfig:
     """Instrument file; None: the one that is installed with the program."""
     threads: int = 8
     """Calls served at a time; each may hold one connection."""
+    funds: FundsSettings = field(default_factory=FundsSettings)
+    """The way in and out of money."""
 
     def validate(self) -> "LedgerConfig":
         """Return self, or raise InvalidSetting naming the first setting that cannot work."""
@@ -46,8 +52,8 @@ class LedgerConfig:
 
     @property
     def pool_size(self) -> int:
-        """Return how many connections may be open: callers, one a pair, and the watch."""
-        return self.threads + len(self.pairs) + 2
+        """Return how many connections may be open: callers, one a pair, the watch, and rounds."""
+        return self.threads + len(self.pairs) + 2 + FUNDS_ROUNDS
 
     @property
     def postgres(self) -> Path:

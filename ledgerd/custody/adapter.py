@@ -12,14 +12,18 @@ A custodian that cannot be reached raises `CustodyUnavailable`: then nothing is 
 assumed, and the question is asked again later.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import NoReturn, Protocol
 from uuid import UUID
 
 
-class CustodyUnavailable(RuntimeError):
+class Unanswered(RuntimeError):
+    """Somebody else's service gave no answer: nothing is known, and the question is asked again."""
+
+
+class CustodyUnavailable(Unanswered):
     """The custodian gave no answer; whether it did what was asked is not known."""
 
 
@@ -110,3 +114,15 @@ class Custody(Protocol):
 
     def holdings_units(self, asset: str) -> int:
         """Return the coins that are on the chain and under our keys now."""
+
+
+class NoCustodian:
+    """What stands where no custodian was given: it never answers."""
+
+    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
+        """Return a method that says so."""
+
+        def unanswered(*_: object) -> NoReturn:
+            raise CustodyUnavailable("ledgerd was started without a custodian: see --custodian")
+
+        return unanswered

@@ -2,7 +2,7 @@
 
 A page starts where the one before ended and wraps at the end, so that every row has its turn
 however many there are, and whatever the ones before it do. What a row raises is kept beside its
-id, told once, and the next row follows; only a database or custodian that is away ends a round,
+id, told once, and the next row follows; only a database or service that is away ends a round,
 because then nothing can be said about any row.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from ledgerd.books.commit import Connection
-from ledgerd.custody.adapter import CustodyUnavailable
+from ledgerd.custody.adapter import Unanswered
 from ledgerd.database import GONE
 
 NOWHERE: Final = UUID(int=0)
@@ -58,7 +58,7 @@ class Rows:
             self._after = made
             try:
                 count += work(row)
-            except (CustodyUnavailable, *GONE):
+            except (Unanswered, *GONE):
                 raise
             except Exception as error:
                 self.failed(made, error)

@@ -226,6 +226,12 @@ class Chain:
         depth = self.confirmations(transaction)
         return Incoming(transaction_id, index, asset, address, amount, depth)
 
+    def unsettled(self, depth: int) -> bool:
+        """Say whether any payment waits for a block, or lies less than `depth` blocks deep."""
+        return bool(self.waiting or self._coming) or any(
+            self.blocks[max(0, len(self.blocks) - depth + 1) :]
+        )
+
     def payout(self, payout_id: str) -> PayoutStatus:
         """Return what became of a payout."""
         known = self.payouts.get(payout_id)
@@ -316,6 +322,16 @@ class SimulatedCustody:
     def reorganise(self, depth: int, lose: Sequence[str] = ()) -> None:
         """Replace the newest blocks, losing some transactions for good."""
         self._do("reorganise", depth, list(lose))
+
+    def mine_if_unsettled(self, depth: int) -> bool:
+        """Let a block be found if any payment has to get deeper; say whether there was one.
+
+        A chain on which nothing happens stands still, so that its file does not grow.
+        """
+        unsettled = self._ask(lambda chain: chain.unsettled(depth))
+        if unsettled:
+            self.mine()
+        return unsettled
 
     # What a custodian does.
 

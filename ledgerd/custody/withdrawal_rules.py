@@ -97,8 +97,30 @@ EFFECTS: Final = {
 }
 HELD: Final = (_S.AWAITING_APPROVAL, _S.APPROVED, _S.SENDING, _S.SENT)
 """The money is set aside."""
-COUNTED: Final = (*HELD, _S.CONFIRMED, _S.RETURNED)
+PAID: Final = (_S.CONFIRMED, _S.RETURNED)
+"""The money left."""
+UNPAID: Final = (_S.FAILED, _S.CANCELLED, _S.REJECTED, _S.EXPIRED)
+"""Over, and the money is back."""
+COUNTED: Final = (*HELD, *PAID)
 """Counts against the limits."""
+
+
+class ReservationState(IntEnum):
+    """What is known of a count that riskd was asked for."""
+
+    UNSPECIFIED = 0
+    ASKED = 1
+    """riskd may count it."""
+    TAKEN = 2
+    """Counted, and the money is set aside."""
+    ENDED = 3
+    """Not wanted any more: riskd is told until it answers."""
+    RELEASED = 4
+    """riskd does not count it."""
+    KEPT = 5
+    """The withdrawal was paid: riskd counts it until its time is over."""
+    REFUSED = 6
+    """riskd said that it is too much."""
 
 
 def after(state: WithdrawalState, event: WithdrawalEvent) -> WithdrawalState | None:

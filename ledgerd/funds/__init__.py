@@ -1,0 +1,1 @@
+"""The way in and out as it is run: its settings, its rounds, and the limits it asks riskd for."""
