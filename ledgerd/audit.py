@@ -238,7 +238,7 @@ def _verify_strays(connection: Connection, report: Report) -> None:
 
 
 def _verify_accounts(connection: Connection, report: Report) -> dict[int, tuple[int, int]]:
-    """Follow each account's running balance and version over all its postings; return their ends."""
+    """Follow each account's running balance and version over all its postings; return the last."""
     ends: dict[int, tuple[int, int]] = {}
     last_account, last_version, last_balance = -1, 0, 0
     condition = "WHERE (account_id, version) > ({}, {}) ORDER BY account_id, version LIMIT 500000"
@@ -291,7 +291,7 @@ def _sum_up_engines(
     """
     taken = """
         SELECT coalesce(sum(amount), 0) FROM postings JOIN accounts ON id = account_id
-        WHERE pair = %s AND purpose = %s AND transfer_id >= %s
+        WHERE pair = %s AND purpose = %s AND postings.transfer_id >= %s
     """
     streams = connection.execute(
         "SELECT pair, cursor, base FROM streams WHERE id <> 0 ORDER BY pair"

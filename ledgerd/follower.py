@@ -225,7 +225,7 @@ class PairFollower:
                     log.debug("%s gave no digest: %s", self.status.pair, error)
                     await asyncio.sleep(PAUSE_S)
                     continue
-                if answer.report.kind != ExecutionKind.DIGEST:
+                if int(answer.report.kind) != ExecutionKind.DIGEST:
                     await asyncio.sleep(PAUSE_S)
                 while self.status.cursor <= answer.report.last_number:
                     await self._changed.wait()

@@ -16,7 +16,7 @@ from exchange.refusal import Refused
 from ledgerd import chart
 from ledgerd.audit import trial_balance, verify
 from ledgerd.books.commit import CursorMoved, Overdrawn
-from ledgerd.books.settling import BooksDiffer
+from ledgerd.books.settling import BooksDiffer, digest_in
 from ledgerd.chart import AccountName, OwnerKind, Phase, Purpose, TransferKind
 from ledgerd.ledger import BooksUnbalanced, Ledger
 from ledgerd.postings import FeedContradiction
@@ -373,6 +373,9 @@ def test_digests_are_compared_at_exactly_their_execution() -> None:
         for ledger in (books.ledger, anew):
             cursor = ledger.settle(PAIR, rows_of(digest(owned(4), 20, 20)), cursor)
         assert books.ledger.differences() == []
+        # And so does an audit, from the postings alone.
+        engines = verify(books.engine).engines
+        assert engines == {PAIR.pair: (cursor, digest_in(rows_of(digest(owned(4), 20, 1))[0]))}
 
 
 @pytest.mark.parametrize("word", ["w3", "w4", "w6", "w7", "w9"])
