@@ -18,6 +18,7 @@ from mdgateway.config import DEFAULT_TICK_MS, GatewayConfig, InvalidSetting, sur
 from mdgateway.feed.market import Market
 from mdgateway.feed.publisher import Publisher
 from mdgateway.grpc_server import service_of
+from mdgateway.relay.relay import Relay
 from mdgateway.warm_up import warm_up
 
 
@@ -30,6 +31,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=given.port, help="0: any free one")
     parser.add_argument("--segments", default=given.segments, help="folder of the segments")
     parser.add_argument("--instruments", type=Path, help="instrument file")
+    parser.add_argument("--upstream", default="", help="follow the gateway at this host:port")
     parser.add_argument("--tick-ms", type=int, default=DEFAULT_TICK_MS)
     parser.set_defaults(pair_default=given.pairs)
     return parser.parse_args(argv)
@@ -41,6 +43,7 @@ def _config(arguments: argparse.Namespace) -> GatewayConfig:
         host=arguments.host,
         port=arguments.port,
         segments=arguments.segments,
+        upstream=arguments.upstream,
         instruments=arguments.instruments,
         tick_ms=arguments.tick_ms,
     ).validate()
@@ -48,7 +51,8 @@ def _config(arguments: argparse.Namespace) -> GatewayConfig:
 
 async def _serve(config: GatewayConfig, run_folder: Path | None) -> int:
     instruments = [load_instrument(pair, config.instruments) for pair in config.pairs]
-    market = Market([Publisher(one, config) for one in instruments], config)
+    source = Relay if config.upstream else Publisher
+    market = Market([source(one, config) for one in instruments], config)
     service = service_of(market)
     try:
         port = await service.start()

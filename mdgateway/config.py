@@ -26,6 +26,8 @@ class GatewayConfig:
     port: int = DEFAULT_PORT
     segments: str = ""
     """Folder of the segments; empty: where the system's shared memory lies."""
+    upstream: str = ""
+    """host:port of the gateway to follow; empty: the segments on this host are read."""
     instruments: Path | None = None
     """Instrument file; None: the one that is installed with the program."""
     tick_ms: int = DEFAULT_TICK_MS
@@ -38,6 +40,9 @@ class GatewayConfig:
     """Levels a side that are kept of each book; 24 bytes each, twice."""
     depth_limit: int = 1_000
     """Most levels a side that a caller may ask for."""
+    full_depth_limit: int = 10_000
+    """Most levels a side of the streams that ask for all; what is deeper is not told. At most half
+    of `level_capacity`, because a full side forgets its worst levels."""
     trade_capacity: int = 1 << 16
     """Trades kept for resuming and for slow subscribers; 48 bytes each. Power of two."""
     resume_ms: int = 30_000
@@ -45,11 +50,19 @@ class GatewayConfig:
     subscriber_limit: int = 10_000
     """Most open streams a pair; a further one is refused."""
 
+    @property
+    def full_level_count(self) -> int:
+        """Return how many levels a side the streams of every level show."""
+        return min(self.full_depth_limit, self.level_capacity // 2)
+
     def validate(self) -> "GatewayConfig":
         """Return self, or raise InvalidSetting naming the first setting that cannot work."""
         _demand(bool(self.pairs), "pairs", self.pairs, "at least one pair")
         twice = len(set(self.pairs)) != len(self.pairs)
         _demand(not twice, "pairs", self.pairs, "each pair once")
+        host, _, port = self.upstream.rpartition(":")
+        fits = not self.upstream or (bool(host) and port.isascii() and port.isdigit())
+        _demand(fits, "upstream", self.upstream, "host:port")
         _between("port", self.port, 0, 65_535)
         _between("tick_ms", self.tick_ms, 1, 1_000)
         _between("heartbeat_ms", self.heartbeat_ms, self.tick_ms, 60_000)
@@ -57,6 +70,7 @@ class GatewayConfig:
         _between("depth_limit", self.depth_limit, 1, 10_000)
         _between("resume_ms", self.resume_ms, 0, 3_600_000)
         _between("level_capacity", self.level_capacity, 2 * self.depth_limit, 1 << 20)
+        _between("full_depth_limit", self.full_depth_limit, 1, 1 << 19)
         _between("trade_capacity", self.trade_capacity, 64, 1 << 24)
         power = self.trade_capacity & (self.trade_capacity - 1) == 0
         _demand(power, "trade_capacity", self.trade_capacity, "a power of two")

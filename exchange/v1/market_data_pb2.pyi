@@ -525,6 +525,7 @@ class Notice(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     MISSED_COUNT_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    NEXT_TRADE_NUMBER_FIELD_NUMBER: _builtins.int
     kind: Global___NoticeKind.ValueType
     """What."""
     epoch: _builtins.int
@@ -537,6 +538,8 @@ class Notice(_message.Message):
     """MISSED: how many events or trades were left out, if known."""
     message: _builtins.str
     """One sentence for people."""
+    next_trade_number: _builtins.int
+    """MISSED on a trade stream: the trade that the stream goes on with."""
     def __init__(
         self,
         *,
@@ -546,10 +549,11 @@ class Notice(_message.Message):
         status: _enums_pb2.PairStatus.ValueType = ...,
         missed_count: _builtins.int = ...,
         message: _builtins.str = ...,
+        next_trade_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_state", b"engine_state", "epoch", b"epoch", "kind", b"kind", "message", b"message", "missed_count", b"missed_count", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_state", b"engine_state", "epoch", b"epoch", "kind", b"kind", "message", b"message", "missed_count", b"missed_count", "next_trade_number", b"next_trade_number", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -90,15 +90,27 @@ class Market:
 
     async def run(self, when_ready: Callable[[], Awaitable[None]]) -> None:
         """Step every pair each tick until the drain; say once when all have a book."""
+        followers = [
+            asyncio.ensure_future(publication.follow())
+            for publication in self.publications.values()
+        ]
         told = False
-        while not self.stopping:
-            started_ns = time.monotonic_ns()
-            self.step()
-            if self.ready and not told and not self.stopping:
-                told = True
-                await when_ready()
-            spent_ms = (time.monotonic_ns() - started_ns) // 1_000_000
-            await asyncio.sleep(max(1, self.config.tick_ms - spent_ms) / 1_000)
+        try:
+            while not self.stopping:
+                started_ns = time.monotonic_ns()
+                self.step()
+                if self.ready and not told and not self.stopping:
+                    told = True
+                    await when_ready()
+                for follower in followers:
+                    if follower.done():
+                        follower.result()
+                spent_ms = (time.monotonic_ns() - started_ns) // 1_000_000
+                await asyncio.sleep(max(1, self.config.tick_ms - spent_ms) / 1_000)
+        finally:
+            for follower in followers:
+                follower.cancel()
+            await asyncio.gather(*followers, return_exceptions=True)
 
     def step(self) -> None:
         """Step every pair and wake whom it concerns."""

@@ -261,4 +261,5 @@ def _notice(record: Notice) -> market_data_pb2.Notice:
         status=enums_pb2.PairStatus.ValueType(record.status),
         missed_count=record.missed_count,
         message=record.message,
+        next_trade_number=record.next_trade_number,
     )

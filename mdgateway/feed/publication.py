@@ -44,7 +44,7 @@ from mdgateway.feed.records import (
     TickerState,
     Topic,
 )
-from mdgateway.feed.ticker import RollingDay
+from mdgateway.feed.ticker import Figures, RollingDay
 from mdgateway.feed.trade_log import TradeLog
 
 Rows = npt.NDArray[np.int64]
@@ -146,7 +146,7 @@ class Publication:
             state = TickerState(
                 epoch=self.epoch,
                 touch=self.touch,
-                figures=self.rolling.figures(self.wall_ns),
+                figures=self.figures(),
                 last_trade=last,
                 status=self.pair_status,
                 engine_state=self.engine_state,
@@ -154,11 +154,14 @@ class Publication:
             self._ticker = self.revision, state
         return self._ticker[1]
 
+    def figures(self) -> Figures:
+        """Return what was traded in the last 24 hours."""
+        return self.rolling.figures(self.wall_ns)
+
     def snapshot(self, level_count: int) -> DepthSnapshot:
-        """Return the best levels (FULL: all that are kept); there must be a book."""
+        """Return the best levels (FULL: `full_level_count` of each side); there must be a book."""
         assert self.book is not None
-        count = self.config.level_capacity if level_count == FULL else level_count
-        bids, asks = self.book.top(count)
+        bids, asks = self.book.top(self._levels(level_count))
         place = self.epoch, self.sequence, self.time_ns
         return DepthSnapshot(*place, bids, asks, depth_checksum(bids, asks))
 
@@ -166,8 +169,8 @@ class Publication:
         """Return the shared view of so many levels; give it back with `release_view`."""
         shared = self._views.get(level_count)
         if shared is None:
-            count = self.config.level_capacity if level_count == FULL else level_count
-            shared = self._views[level_count] = SharedView(View(count))
+            view = View(self._levels(level_count))
+            shared = self._views[level_count] = SharedView(view)
             if self.book is not None:
                 shared.view.start(self.book, self.sequence)
         shared.user_count += 1
@@ -225,6 +228,9 @@ class Publication:
         self._drop_idle_views()
         return self._advance()
 
+    async def follow(self) -> None:
+        """Do what a source has to do beside its steps, until cancelled; most have nothing."""
+
     def close(self) -> None:
         """Let go of the source; what was told stays."""
 
@@ -241,6 +247,9 @@ class Publication:
         for level_count, shared in list(self._views.items()):
             if not shared.user_count and shared.idle_since_ns < deadline_ns:
                 del self._views[level_count]
+
+    def _levels(self, level_count: int) -> int:
+        return self.config.full_level_count if level_count == FULL else level_count
 
     def _deepest_view(self) -> int:
         """Return how many levels a side the deepest view shows; at least 1."""

@@ -154,9 +154,9 @@ class Publisher(Publication):
 
     def _book_suffices(self) -> bool:
         """Whether the book knows as many levels as the deepest view shows."""
-        # A book with more levels than are kept is never known as a whole: half of them will do.
-        deepest = min(self._deepest_view(), self.config.level_capacity // 2)
-        return self._following and self.book is not None and self.book.knows(deepest)
+        if not self._following or self.book is None:
+            return False
+        return self.book.knows(self._deepest_view())
 
     def _load(self) -> int:
         """Copy the book and bring it to `_through`; return 1 if that worked."""

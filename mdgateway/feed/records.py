@@ -24,7 +24,8 @@ from mdgateway.feed.ticker import Figures
 Rows = npt.NDArray[np.int64]
 
 FULL: int = -1
-"""Level count of a view of every level the gateway keeps (``level_capacity`` of each side)."""
+"""Level count of a view of every level the gateway keeps, up to
+``full_depth_limit`` of each side."""
 
 
 class Channel(StrEnum):
@@ -141,6 +142,8 @@ class Notice(NamedTuple):
     status: int
     missed_count: int
     message: str
+    next_trade_number: int = 0
+    """MISSED trades: the trade that the stream goes on with."""
 
 
 class Heartbeat(NamedTuple):

@@ -252,7 +252,8 @@ class TradeSubscription(Subscription):
     def _missed(self, upto: int) -> bytes:
         count, self._next = upto - self._next, upto
         text = f"{count} trades are no longer kept"
-        return self._encode(self.publication.missed_notice(count, text))
+        notice = self.publication.missed_notice(count, text)
+        return self._encode(notice._replace(next_trade_number=upto))
 
 
 class TickerSubscription(Subscription):

@@ -96,7 +96,28 @@ class Processes:
 
     def start_gateway(self, *arguments: str) -> str:
         """Start a gateway; return its port."""
-        return self.start("gateway", "-m", "mdgateway", *self._common(), "--port", "0", *arguments)
+        return self.start("gateway", *self.gateway_arguments("0"), *arguments)
+
+    def gateway_arguments(self, port: str) -> list[str]:
+        """Return what starts a gateway over the engine's segments at a port."""
+        return ["-m", "mdgateway", *self._common(), "--port", port]
+
+    def start_relay(self, name: str, upstream: str, port: str = "0") -> str:
+        """Start a gateway that follows another one; return its port."""
+        address = f"127.0.0.1:{upstream}"
+        instruments = ("--instruments", str(self.instruments))
+        return self.start(
+            name,
+            "-m",
+            "mdgateway",
+            "--pair",
+            PAIR,
+            *instruments,
+            "--upstream",
+            address,
+            "--port",
+            port,
+        )
 
     def _common(self) -> list[str]:
         run = str(self.folder / "run")

@@ -97,7 +97,8 @@ class Desk:
         self.config = GatewayConfig(
             pairs=(INSTRUMENT.pair,),
             segments=str(directory),
-            level_capacity=2_000,
+            level_capacity=4_000,
+            full_depth_limit=2_000,
             trade_capacity=trade_capacity,
             depth_limit=1_000,
         ).validate()

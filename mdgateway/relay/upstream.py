@@ -1,0 +1,188 @@
+"""The client side of a relay: four streams of another gateway, one inbox.
+
+One task follows all streams of a pair; when one of them ends, fails, or is silent for longer than
+heartbeats allow, all are given up and opened anew, with what is held to resume from. What arrives
+is put into the inbox in the order of its stream; a full inbox stops reading, and then the upstream
+conflates for us as for any slow subscriber. Nothing is judged here.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any, Final, NamedTuple, Protocol
+
+import grpc
+from grpc import aio
+
+from exchange.service import refusal_in
+from exchange.v1 import market_data_pb2, market_data_pb2_grpc
+from mdgateway.feed.records import FULL
+
+INBOX_CAPACITY: Final = 4_096
+SILENCE_S: Final = 5
+"""Several heartbeats: a stream silent for so long is dead, whatever its connection says."""
+FIRST_PAUSE_S: Final = 0.05
+LAST_PAUSE_S: Final = 2.0
+RECEIVE_LIMIT_BYTES: Final = 64 << 20
+
+log = logging.getLogger(__name__)
+
+
+class Connected(NamedTuple):
+    """The first thing put into the inbox for each new set of streams."""
+
+    instrument: market_data_pb2.Instrument
+
+
+class Lost(NamedTuple):
+    """The streams ended; `reason` is a sentence for people."""
+
+    reason: str
+
+
+Item = (
+    Connected
+    | Lost
+    | market_data_pb2.StreamDepthResponse
+    | market_data_pb2.StreamTradesResponse
+    | market_data_pb2.StreamTickerResponse
+    | market_data_pb2.StreamMarketStatusResponse
+)
+
+
+class Holder(Protocol):
+    """Who says where to resume."""
+
+    def held(self) -> tuple[int, int]:
+        """Return epoch and sequence of the snapshot or update taken last; zeros: nothing."""
+
+    def next_trade_number(self) -> int:
+        """Return the number of the first trade wanted."""
+
+
+class Upstream:
+    """Follows one pair of another gateway."""
+
+    def __init__(self, address: str, pair: str, holder: Holder) -> None:
+        self.address = address
+        self.pair = pair
+        self.inbox: deque[Item] = deque()
+        self._holder = holder
+        self._room = asyncio.Event()
+        self._abandoned = asyncio.Event()
+        self._reason = ""
+
+    def take(self) -> Item | None:
+        """Return the oldest item of the inbox, if there is one."""
+        while self.inbox:
+            item = self.inbox.popleft()
+            if not self._abandoned.is_set() or isinstance(item, Connected | Lost):
+                self._room.set()
+                return item
+        self._room.set()
+        return None
+
+    def give_up(self, reason: str) -> None:
+        """Take nothing more from the present streams, and open new ones."""
+        self._reason = reason
+        self._abandoned.set()
+
+    async def follow(self) -> None:
+        """Keep the streams open until cancelled."""
+        options = [
+            ("grpc.max_receive_message_length", RECEIVE_LIMIT_BYTES),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 5_000),
+        ]
+        pause_s = FIRST_PAUSE_S
+        async with aio.insecure_channel(self.address, options=options) as channel:
+            stub = market_data_pb2_grpc.MarketDataServiceStub(channel)
+            while True:
+                try:
+                    await self._connect(stub)
+                    pause_s = FIRST_PAUSE_S
+                    await self._read_all(stub)
+                except* (grpc.RpcError, TimeoutError, _Ended) as errors:
+                    reason = _reason(errors)
+                log.info("%s from %s: %s", self.pair, self.address, reason)
+                self.inbox.append(Lost(reason))
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LAST_PAUSE_S)
+
+    async def _connect(self, stub: Any) -> None:
+        request = market_data_pb2.ListInstrumentsRequest()
+        answer = await stub.ListInstruments(request, timeout=SILENCE_S)
+        found = [one for one in answer.instruments if one.pair == self.pair]
+        if not found:
+            raise _Ended(f"the upstream gateway does not show {self.pair}")
+        self._abandoned.clear()
+        self.inbox.append(Connected(found[0]))
+
+    async def _read_all(self, stub: Any) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for call in self._calls(stub):
+                tasks.create_task(self._read(call))
+            await self._abandoned.wait()
+            raise _Ended(self._reason)
+
+    def _calls(self, stub: Any) -> list[Any]:
+        epoch, sequence = self._holder.held()
+        return [
+            stub.StreamMarketStatus(market_data_pb2.StreamMarketStatusRequest(pair=self.pair)),
+            stub.StreamDepth(
+                market_data_pb2.StreamDepthRequest(
+                    pair=self.pair,
+                    level_count=FULL,
+                    held_epoch=epoch,
+                    held_sequence=sequence,
+                )
+            ),
+            stub.StreamTrades(
+                market_data_pb2.StreamTradesRequest(
+                    pair=self.pair, from_trade_number=self._holder.next_trade_number()
+                )
+            ),
+            stub.StreamTicker(market_data_pb2.StreamTickerRequest(pair=self.pair)),
+        ]
+
+    async def _read(self, call: Any) -> None:
+        with contextlib.ExitStack() as closing:
+            closing.callback(call.cancel)
+            async for item in _lively(call):
+                self.inbox.append(item)
+                if item.HasField("goodbye"):
+                    raise _Ended(f"the upstream gateway ends the stream: {item.goodbye.reason}")
+                while len(self.inbox) >= INBOX_CAPACITY:
+                    self._room.clear()
+                    await self._room.wait()
+
+
+class _Ended(Exception):
+    """A stream ended in good order."""
+
+
+async def _lively(call: Any) -> AsyncIterator[Any]:
+    """Yield a stream's messages; raise TimeoutError when it is silent for too long."""
+    messages = aiter(call)
+    while True:
+        async with asyncio.timeout(SILENCE_S):
+            try:
+                message = await anext(messages)
+            except StopAsyncIteration:
+                raise _Ended("the upstream gateway ended a stream") from None
+        yield message
+
+
+def _reason(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, TimeoutError):
+        return f"the upstream gateway was silent for {SILENCE_S} s"
+    if isinstance(error, grpc.RpcError):
+        info = refusal_in(error)
+        return f"the upstream gateway says {info.reason if info else error.code().name}"
+    return str(error)

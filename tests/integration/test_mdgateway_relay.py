@@ -1,0 +1,180 @@
+"""Gateways that follow gateways: the end of a chain tells what the engine published."""
+
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from exchange.config import load_instrument
+from exchange.v1 import market_data_pb2, market_data_pb2_grpc
+from tests.integration.market_data_processes import (
+    PAIR,
+    PATIENCE_S,
+    DepthClient,
+    Levels,
+    Processes,
+    channel_to,
+    wait_serving,
+)
+from tests.unit.market_data_writer import Writer
+
+pytestmark = pytest.mark.integration
+
+DOWN = market_data_pb2.NOTICE_KIND_ENGINE_DOWN
+RESTARTED = market_data_pb2.NOTICE_KIND_ENGINE_RESTARTED
+Stub = market_data_pb2_grpc.MarketDataServiceStub
+
+
+class Market:
+    """A book that a test writes, with an engine's heartbeat, and every state it was in."""
+
+    def __init__(self, processes: Processes, seed: int) -> None:
+        self.writer = Writer(processes.segments, load_instrument(PAIR, processes.instruments))
+        self.chance = random.Random(seed)
+        self.levels: Levels = {}
+        self.books: dict[int, Levels] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(0.2):
+            self.writer.heartbeat(time.monotonic_ns())
+
+    def move(self, commands: int) -> None:
+        """Publish commands of one to five levels, and now and then a trade."""
+        for _ in range(commands):
+            rows = []
+            for _ in range(self.chance.randrange(1, 6)):
+                side, lots = self.chance.choice((1, 2)), self.chance.choice((0, 1, 2, 3))
+                price = 20_000 + (2 * side - 3) * self.chance.randrange(1, 900)
+                orders = self.chance.randrange(1, 4) if lots else 0
+                rows.append((1, side, price, lots, orders, 0))
+                self.levels.pop((side, price), None)
+                if lots:
+                    self.levels[side, price] = (lots, orders)
+            self.writer.batch(rows)
+            self.books[self.writer.sequence] = dict(self.levels)
+            if self.chance.random() < 0.2:
+                self.writer.trade(1, 20_000, 1)
+                self.books[self.writer.sequence] = dict(self.levels)
+
+    def close(self) -> None:
+        """End the heartbeat and remove the segment."""
+        self._ended.set()
+        self._thread.join()
+        self.writer.close()
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))
+    processes = Processes(folder)
+    yield processes
+    processes.close()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def market(processes: Processes) -> Iterator[Market]:
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    market = Market(processes, seed)
+    yield market
+    market.close()
+
+
+def compare(client: DepthClient, market: Market) -> int:
+    """Compare every book a client was told with the one at that sequence; return how many."""
+    for sequence, levels in client.books.items():
+        assert levels == market.books[sequence], f"sequence {sequence}"
+    return len(client.books)
+
+
+def trade_numbers(channel: grpc.Channel, upto: int) -> list[int]:
+    """Return the numbers of the trades from the first to `upto`."""
+    request = market_data_pb2.StreamTradesRequest(pair=PAIR, from_trade_number=1)
+    seen: list[int] = []
+    call = Stub(channel).StreamTrades(request, timeout=PATIENCE_S)
+    for message in call:
+        seen += [trade.trade_number for trade in message.trades.trades]
+        if seen and seen[-1] >= upto:
+            call.cancel()
+            break
+    return seen
+
+
+def test_two_hops_tell_the_engines_book_and_every_trade(
+    processes: Processes, market: Market
+) -> None:
+    market.move(50)
+    first = processes.start_gateway("--tick-ms", "2")
+    second = processes.start_relay("second", first)
+    third = processes.start_relay("third", second)
+    with channel_to(third) as channel:
+        wait_serving(channel, "marketdata")
+        client = DepthClient(channel, 1_000)
+        for _ in range(100):
+            market.move(20)
+            client.wait(lambda one: one.sequence > market.writer.sequence - 100)
+        client.wait(lambda one: one.levels == market.levels)
+        assert compare(client, market) > 20
+        assert (client.snapshot_count, client.notices) == (1, [])
+        count = market.writer.trade_count
+        assert trade_numbers(channel, count) == list(range(1, count + 1))
+        ticker = Stub(channel).GetTicker(market_data_pb2.GetTickerRequest(pair=PAIR)).ticker
+        with channel_to(first) as source:
+            wanted = Stub(source).GetTicker(market_data_pb2.GetTickerRequest(pair=PAIR)).ticker
+        assert ticker == wanted
+        client.close()
+
+
+def test_an_upstream_that_is_killed_and_comes_back(processes: Processes, market: Market) -> None:
+    market.move(50)
+    first = processes.start_gateway()
+    second = processes.start_relay("second", first)
+    third = processes.start_relay("third", second)
+    with channel_to(third) as channel:
+        wait_serving(channel, "marketdata")
+        client = DepthClient(channel, 1_000)
+        client.wait(lambda one: one.levels == market.levels)
+        processes.kill("gateway")
+        client.wait(lambda one: [notice.kind for notice in one.notices] == [DOWN])
+        held = dict(client.levels)
+        market.move(200)
+        depth = (
+            Stub(channel).GetDepth(market_data_pb2.GetDepthRequest(pair=PAIR, level_count=-1)).depth
+        )
+        assert len(depth.bids) + len(depth.asks) == len(held), "the last book stays served"
+
+        processes.start("gateway", *processes.gateway_arguments(first))
+        client.wait(lambda one: one.levels == market.levels)
+        assert [notice.kind for notice in client.notices] == [DOWN, RESTARTED]
+        market.move(200)
+        client.wait(lambda one: one.levels == market.levels)
+        compare(client, market)
+        count = market.writer.trade_count
+        assert trade_numbers(channel, count) == list(range(1, count + 1))
+        client.close()
+
+
+def test_a_relay_lives_before_its_upstream(processes: Processes, market: Market) -> None:
+    market.move(10)
+    first = processes.start_gateway()
+    processes.kill("gateway")
+    second = processes.start_relay("second", first)
+    with channel_to(second) as channel:
+        wait_serving(channel, "alive")
+        wait_serving(channel, "marketdata", wanted=2)
+        client = DepthClient(channel, 5)
+        client.wait(lambda one: [notice.kind for notice in one.notices] == [DOWN])
+        processes.start("gateway", *processes.gateway_arguments(first))
+        wait_serving(channel, "marketdata")
+        client.wait(lambda one: one.snapshot_count == 1)
+        client.close()
