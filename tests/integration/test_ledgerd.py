@@ -3,21 +3,23 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.durability.execution_reader import ExecutionLogReader
+from exchange import records
 from exchange.enums import Asset, ExecutionKind, Side
 from exchange.v1 import enums_pb2, ledger_pb2, ledger_pb2_grpc
 from holdfast.blocking import Client
 from ledgerd.chart import OwnerKind, Phase, Purpose, TransferKind
-from ledgerd.database import EmbeddedPostgres
+from ledgerd.database import SUPERUSER, EmbeddedPostgres, connect
 from tests.integration.exchange_processes import (
     PAIR,
     ROOT,
@@ -82,6 +84,15 @@ class Ledgerd:
             assert shown.state != ledger_pb2.SETTLEMENT_STATE_STOPPED, shown.sentence
             if shown.cursor >= number:
                 return
+
+    def await_settlement(self, condition: Callable[[ledger_pb2.Settlement], bool]) -> str:
+        """Return the sentence once the settlement of the pair is so."""
+        while True:
+            answer = self.books.ListSettlements(
+                ledger_pb2.ListSettlementsRequest(), timeout=60, wait_for_ready=True
+            )
+            if condition(answer.settlements[0]):
+                return answer.settlements[0].sentence
 
     def logs(self) -> str:
         return (self.run / "ledgerd.log").read_text()
@@ -197,6 +208,10 @@ def test_the_books_follow_an_engine_through_kills_of_ledgerd_and_database() -> N
         log = ExecutionLogReader.open(pair.run / PAIR.lower() / "executions")
         ledgerd.await_health()
         ledgerd.await_cursor(log.committed())
+        # Both engines' lives and all of ledgerd's are covered by one digest of the engine.
+        trades = records.kind_of(log.read(0, 100_000)) == ExecutionKind.TRADE
+        last = int(np.flatnonzero(trades)[-1])
+        ledgerd.await_settlement(lambda shown: shown.checked_number > last)
         found = ledgerd.books.VerifyBooks(ledger_pb2.VerifyBooksRequest(), timeout=60)
         assert list(found.complaints) == []
         balance = ledgerd.books.GetTrialBalance(ledger_pb2.GetTrialBalanceRequest())
@@ -213,6 +228,37 @@ def test_the_books_follow_an_engine_through_kills_of_ledgerd_and_database() -> N
         assert held["BTC", Purpose.ALLOTTED] == EACH_UNITS - (170 - 40) * 100_000
         assert ledgerd.stop() == 0
         assert not EmbeddedPostgres(ledgerd.run / "postgres").running()
+
+
+def test_books_that_somebody_changed_are_noticed_and_settled_no_further() -> None:
+    with whole() as (pair, ledgerd):
+        deposited(ledgerd.books)
+        with (
+            Client(PAIR, target=pair.target) as operator,
+            Client(PAIR, 1, target=pair.target) as one,
+            Client(PAIR, 2, target=pair.target) as two,
+        ):
+            allotted(ledgerd, operator)
+            traded(one, two, 3)
+            ledgerd.await_settlement(lambda shown: shown.checked_number > 8 + 3)
+            ledgerd.kill()
+            postgres = EmbeddedPostgres(ledgerd.run / "postgres")
+            thief = connect(postgres.url(SUPERUSER), 1)
+            with thief.begin() as connection:
+                # From one trader to the other, so that no sum shows it.
+                connection.exec_driver_sql(
+                    "UPDATE balances SET amount = amount + CASE owner_id WHEN 1 THEN 5 ELSE -5 END"
+                    " FROM accounts WHERE id = account_id AND purpose = 3 AND asset = 'BTC'"
+                )
+            thief.dispose()
+            ledgerd.start()
+            ledgerd.await_health()
+            stopped = ledger_pb2.SETTLEMENT_STATE_STOPPED
+            sentence = ledgerd.await_settlement(lambda shown: shown.state == stopped)
+            assert "books and engine of BTC-USDT differ at execution" in sentence
+            assert sentence in ledgerd.logs()
+            # The engine does not care: its traders go on, and what they do waits in its log.
+            traded(one, two, 1)
 
 
 def test_a_database_restored_from_a_backup_is_refused() -> None:
