@@ -138,6 +138,7 @@ class Addresses:
 
 
 def move_own(
+    books: MoneyBooks,
     ledger: Ledger,
     made: UUID,
     owner: tuple[OwnerKind, int],
@@ -148,7 +149,7 @@ def move_own(
 ) -> Posted:
     """Move an owner's money between funding and trading, once for each id.
 
-    From trading only what is there can go: what engines hold, free or not, has to be released
+    The account it goes to is opened if the owner has the one it comes from. From trading only what is there can go: what engines hold, free or not, has to be released
     first. Raises Refused.
     """
     refusal = judge_amount(amount_units) or judge_owner(*owner) or text_refusal("actor", actor)
@@ -159,6 +160,10 @@ def move_own(
     if refusal is not None:
         raise Refused(refusal)
     source, target = (AccountName(*owner, purpose, asset) for purpose in purposes)
+    if not books.read(lambda connection: _is_open(connection, source)):
+        limit = f"an owner with a {source.purpose.name.lower()} account in {asset}"
+        raise Refused(Refusal.of_field("ACCOUNT_UNKNOWN", "owner_id", owner[1], limit))
+    ledger.open_accounts([target])
     legs = (Leg(source, -amount_units), Leg(target, amount_units))
     try:
         return ledger.post([NewTransfer(made, TransferKind.INTERNAL, legs, actor=actor)])[0]
@@ -171,3 +176,12 @@ def move_own(
             code = Code.FAILED_PRECONDITION
             raise Refused(Refusal(code, "INSUFFICIENT_RELEASED_FUNDS", sentence)) from error
         raise
+
+
+def _is_open(connection: Connection, name: AccountName) -> bool:
+    query = (
+        "SELECT 1 FROM accounts WHERE owner_kind = %s AND owner_id = %s AND purpose = %s"
+        " AND pair = %s AND asset = %s"
+    )
+    key = (int(name.owner_kind), name.owner_id, int(name.purpose), name.pair, name.asset)
+    return connection.execute(query, key).fetchone() is not None

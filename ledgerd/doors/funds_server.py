@@ -294,7 +294,7 @@ class FundsServicer(funds_pb2_grpc.FundsServiceServicer):
         units = self._units(request.asset, request.amount)
         owner = self._kind(request.owner_kind, request.owner_id), request.owner_id
         given = (owner, request.asset, units, purposes, request.actor)
-        posted = move_own(self._desk.ledger, made, *given)
+        posted = move_own(self._desk.books, self._desk.ledger, made, *given)
         return funds_pb2.MoveFundsResponse(transfer_id=posted.transfer_id, repeated=posted.repeated)
 
     # What happened.

@@ -398,17 +398,17 @@ def test_only_released_money_goes_from_trading_to_funding(desk: Desk) -> None:
     ledger, owner = desk.books.ledger, (OwnerKind.USER, 1)
     ledger.open_accounts([user(1, "BTC")])
     out, back = (Purpose.FUNDING, Purpose.TRADING), (Purpose.TRADING, Purpose.FUNDING)
-    move_own(ledger, desk.books.new_id(), owner, "BTC", 500, out, "alice")
+    move_own(desk.money, ledger, desk.books.new_id(), owner, "BTC", 500, out, "alice")
     with pytest.raises(Refused) as caught:
-        move_own(ledger, desk.books.new_id(), owner, "BTC", 501, back, "alice")
+        move_own(desk.money, ledger, desk.books.new_id(), owner, "BTC", 501, back, "alice")
     assert caught.value.refusal.reason == "INSUFFICIENT_RELEASED_FUNDS"
     made = desk.books.new_id()
-    assert not move_own(ledger, made, owner, "BTC", 500, back, "alice").repeated
-    assert move_own(ledger, made, owner, "BTC", 500, back, "alice").repeated
+    assert not move_own(desk.money, ledger, made, owner, "BTC", 500, back, "alice").repeated
+    assert move_own(desk.money, ledger, made, owner, "BTC", 500, back, "alice").repeated
     for amount, reason in ((0, "AMOUNT_ZERO"), (-1, "AMOUNT_NEGATIVE")):
         with pytest.raises(Refused) as caught:
-            move_own(ledger, desk.books.new_id(), owner, "BTC", amount, back, "alice")
+            move_own(desk.money, ledger, desk.books.new_id(), owner, "BTC", amount, back, "alice")
         assert caught.value.refusal.reason == reason
     wrong = (Purpose.ALLOTTED, Purpose.FUNDING)
     with pytest.raises(Refused, match="FUNDING to TRADING"):
-        move_own(ledger, desk.books.new_id(), owner, "BTC", 1, wrong, "alice")
+        move_own(desk.money, ledger, desk.books.new_id(), owner, "BTC", 1, wrong, "alice")
