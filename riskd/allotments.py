@@ -98,9 +98,7 @@ class Allotments:
         kind = Asset.UNSPECIFIED if isinstance(asset, str) else asset
         missing = amount_units
         if pair:
-            item, place = self.holdings[pair], (account, kind - 1)
-            exact = item.certainty[place] == Certainty.EXACT and item.cursor > after_number
-            missing -= int(item.free[place]) if exact else 0
+            missing -= self.holdings[pair].known_free(account, kind, after_number)
         want = Want(account, pair, kind, name, missing, most_units, now_ns, until_ns)
         if missing <= 0:
             want.done = True

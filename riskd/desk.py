@@ -55,6 +55,8 @@ class Heard:
         self.at_s = time.monotonic()
         self.committed_number = 0
         self.settled_number = 0
+        self.request_count = 0
+        """Requests for money in the pair."""
         self.lateness = Lateness(settlement_late_s * SECOND_NS)
 
 
@@ -289,6 +291,12 @@ class Desk:
                 log.debug("%s: the position was not confirmed: %s", pair, error)
 
     # What is asked of the desk.
+
+    async def caught_up(self, pair: str, number: int, patience_s: float) -> None:
+        """Hear a pair's feed beyond an execution, or for as long as patience lasts."""
+        item, deadline_s = self.machine.holdings[pair], asyncio.get_running_loop().time()
+        if item.cursor <= number:
+            await self.until(lambda: item.cursor > number, deadline_s + patience_s)
 
     async def allotted(
         self,

@@ -279,6 +279,11 @@ class RiskServicer(risk_pb2_grpc.RiskServiceServicer):
     ) -> risk_pb2.RequestAllotmentResponse:
         """Have money free in a pair."""
         patience_s = _patience_s(request.patience_ms)
+        if request.pair in self._instruments:
+            self._desk.heard[request.pair].request_count += 1
+            # What the asker has seen is known here, too, before anything is decided.
+            number = request.execution_number or -1
+            await self._desk.caught_up(request.pair, number, patience_s / 2)
         try:
             question, most_units = await self._question(request)
             reason = judge_allotment(question)
@@ -335,6 +340,9 @@ class RiskServicer(risk_pb2_grpc.RiskServiceServicer):
         for bound, used in ((limit, there), (total_limit, total)):
             if bound is not None:
                 most_units = min(most_units, max(0, bound - used))
+        # What is free in the pair is a part of what is asked for.
+        number = request.execution_number or -1
+        free = machine.holdings[pair].known_free(account, Asset(asset), number)
         base, alarms = instrument.base_asset, self._desk.alarms
         position_limit = rules.limit(LimitKind.POSITION, account, tier, asset=base)
         buys, position = asset == Asset.QUOTE, 0
@@ -352,9 +360,9 @@ class RiskServicer(risk_pb2_grpc.RiskServiceServicer):
             buys,
             position,
             position_limit,
-            there,
+            there - free,
             limit,
-            total,
+            total - free,
             total_limit,
         )
         return question, most_units

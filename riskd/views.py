@@ -91,6 +91,7 @@ def status_message(desk: Desk, settings: Settings) -> risk_pb2.GetRiskStatusResp
                 open_move_count=len(numbers.moves),
                 killed=settings.halted(pair),
                 alarms=alarms,
+                allotment_request_count=heard.request_count,
             )
         )
     killed = [

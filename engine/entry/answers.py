@@ -14,9 +14,9 @@ Not here: sleeping and bells (see `engine.entry.process`), the network.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,10 @@ from engine.entry.batches import (
     NO_POSITION,
     copy_acks,
     fold_acks,
+    record_of,
 )
 from engine.entry.order_index import OrderIndex
+from engine.order_entry import Command
 from exchange.intake import INBOX_CAPACITY
 from exchange.packed import ACK_WORDS
 from exchange.records import Rows
@@ -40,11 +42,27 @@ STEP_ROWS: Final = 16_384
 """Most executions of one step: a millisecond or so, then others get their turn."""
 
 
+class Answer(NamedTuple):
+    """What became of the commands of one caller."""
+
+    acks: Rows
+    """(n, 6), layout in `exchange.packed`."""
+    sentence: str = ""
+    """What else there is to say about a refusal."""
+
+
 @dataclass(slots=True)
 class _Waiter:
     first: int
     count: int
-    future: "asyncio.Future[Rows]"
+    future: "asyncio.Future[Answer]"
+    account: int
+    asked: Command | Rows | None
+    """A trader's command, or records (n, 4); None for everybody else's."""
+
+
+Shortage = Callable[[Rows, int, Rows, "asyncio.Future[Answer]"], None]
+"""Called with records, account, acknowledgements and the future that is to have the answer."""
 
 
 class Follower:
@@ -64,6 +82,8 @@ class Follower:
         self._growth: asyncio.Future[None] | None = None
         self.on_wait: Callable[[], None] = lambda: None
         """Called whenever somebody begins to wait for the log to grow."""
+        self.on_shortage: Shortage | None = None
+        """Takes over the answers to traders that say that funds are lacking."""
 
     @property
     def acked(self) -> int:
@@ -84,16 +104,25 @@ class Follower:
         """Return how many executions wait to be followed."""
         return self.reader.committed() - self.index.number
 
-    def expect(self, first: int, count: int) -> "asyncio.Future[Rows]":
+    def expect(
+        self, first: int, count: int, account: int = 0, asked: Command | Rows | None = None
+    ) -> "asyncio.Future[Answer]":
         """Return what becomes the acknowledgements (count, 6) of positions from `first` on.
 
-        Must be called in the order of positions. Cancelling the future forgets the caller, not
-        the commands.
+        `asked` is what a trader's `account` entered there. Must be called in the order of
+        positions. Cancelling the future forgets the caller, not the commands.
         """
-        future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
-        self._waiters.append(_Waiter(first, count, future))
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiters.append(_Waiter(first, count, future, account, asked))
         self.on_wait()
         return future
+
+    def unanswered(self, account: int) -> Iterator[Rows]:
+        """Walk the records (n, 4) of what an account entered here and was not answered yet."""
+        for waiter in self._waiters:
+            if waiter.account == account and waiter.asked is not None:
+                asked = waiter.asked
+                yield record_of(asked) if isinstance(asked, Command) else asked
 
     def step(self) -> int:
         """Follow up to `STEP_ROWS` executions and wake who is answered; return how many."""
@@ -120,8 +149,13 @@ class Follower:
             waiter = waiters.popleft()
             if not waiter.future.done():
                 out = np.empty((waiter.count, ACK_WORDS), np.int64)
-                copy_acks(self._acks, waiter.first, out)
-                waiter.future.set_result(out)
+                short = copy_acks(self._acks, waiter.first, out)
+                if short and waiter.asked is not None and self.on_shortage is not None:
+                    asked = waiter.asked
+                    records = record_of(asked) if isinstance(asked, Command) else asked
+                    self.on_shortage(records, waiter.account, out, waiter.future)
+                else:
+                    waiter.future.set_result(Answer(out))
         self.nudge()
 
     def nudge(self) -> None:

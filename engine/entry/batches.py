@@ -17,8 +17,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from engine.order_entry import Command
 from exchange.compiled import kernel
-from exchange.enums import CommandKind, ExecutionKind, SelfTradePrevention
+from exchange.enums import CommandKind, ExecutionKind, Reason, SelfTradePrevention
 from exchange.packed import (
     ACK_CLIENT_ORDER_ID,
     ACK_FILLED,
@@ -68,6 +69,8 @@ _CANCELLED: Final = int(ExecutionKind.CANCELLED)
 _EXPIRED: Final = int(ExecutionKind.EXPIRED)
 _PREVENTED: Final = int(ExecutionKind.PREVENTED)
 _ALL_CANCELLED: Final = int(ExecutionKind.ALL_CANCELLED)
+_NO_FUNDS: Final = int(ExecutionKind.REJECTED) | int(Reason.INSUFFICIENT_FUNDS) << 8
+_NO_ACCOUNT: Final = int(ExecutionKind.REJECTED) | int(Reason.ACCOUNT_UNKNOWN) << 8
 _CONTINUATIONS: Final = (_TRADE, _CANCELLED, _EXPIRED, _PREVENTED)
 _AMEND_FLAGS: Final = COMMAND_FLAG_LEAVES
 _NEW_FLAGS: Final = COMMAND_FLAG_POST_ONLY
@@ -167,12 +170,30 @@ def fold_acks(rows: Rows, first_number: int, ring: int, state: Rows, acks: Rows)
 
 
 @kernel
-def copy_acks(acks: Rows, position: int, out: Rows) -> None:
-    """Copy the acknowledgements of `len(out)` positions from `position` on out of their ring."""
+def copy_acks(acks: Rows, position: int, out: Rows) -> int:
+    """Copy the acknowledgements of `len(out)` positions from `position` on out of their ring.
+
+    Return how many of them are refusals for lack of funds, or of an account that never had any.
+    """
     mask = acks.shape[0] - 1
+    short = 0
     for i in range(out.shape[0]):
         for word in range(ACK_WORDS):
             out[i, word] = acks[(position + i) & mask, word]
+        verb = out[i, ACK_VERB] & 0xFFFF
+        if verb in (_NO_FUNDS, _NO_ACCOUNT):
+            short += 1
+    return short
+
+
+def record_of(command: Command) -> Rows:
+    """Return the record (1, 4) of a trader's command, for `expand_records` to write again."""
+    verb, price = command.verb, command.price
+    shape = price & 0xFFFFFFFF | (verb & 0xF) << 32 | ((verb >> 8) & 0xF) << 36
+    shape |= ((verb >> 16) & 0xF) << 40 | ((verb >> 24) & 0xF) << 44
+    shape |= ((price >> 32) & 0xFF) << 48 | ((price >> 40) & 0x7F) << 56
+    words = (command.client_order_id, command.order_id, command.quantity, shape)
+    return np.array([words], np.int64)
 
 
 def records_of(content: bytes) -> Rows | Refusal:

@@ -29,6 +29,10 @@ class EntryConfig:
     """How long open calls may go on after a goodbye."""
     state_folder: Path | None = None
     """Where this process keeps what it may lose; none: in the pair's run folder."""
+    risk: str = ""
+    """HOST:PORT of the risk service, asked for money and message rates; none: nobody is asked."""
+    processes: int = 1
+    """Order-entry processes of the pair, with rings from 0 on: they share each message rate."""
     snapshot_executions: int = 2_000_000
     """A snapshot of the order index is written after so many executions: what a restart has to
     read again at most, a fraction of a second."""
@@ -39,11 +43,16 @@ class EntryConfig:
             "ring": (self.ring, 0, RING_CAPACITY - 1),
             "port": (self.port, 0, 65_535),
             "grace_s": (self.grace_s, 0, 300),
+            "processes": (self.processes, 1, RING_CAPACITY),
             "snapshot_executions": (self.snapshot_executions, 1, 1 << 40),
         }
         for field, (value, low, high) in limits.items():
             if not low <= value <= high:
                 raise ValueError(f"{field} is {value}; it must be from {low} to {high}")
+        risk_host, _, risk_port = self.risk.rpartition(":")
+        fits = risk_port.isascii() and risk_port.isdigit() and 0 < int(risk_port[:6]) <= 65_535
+        if self.risk and not (risk_host and fits):
+            raise ValueError(f"risk is {self.risk!r}; it must be HOST:PORT")
         require_loopback(self.host)
         return self
 
@@ -64,6 +73,8 @@ def parse(arguments: Sequence[str] | None = None) -> EntryConfig:
     pair, folder = environment.get("HOLDFAST_PAIR"), environment.get("HOLDFAST_RUN")
     host, _, port = environment.get("HOLDFAST_ENTRY_ADDRESS", "127.0.0.1:0").rpartition(":")
     ring, state = environment.get("HOLDFAST_RING"), environment.get("HOLDFAST_ENTRY_STATE")
+    risk = environment.get("HOLDFAST_RISK_ADDRESS", "")
+    processes = environment.get("HOLDFAST_ENTRY_PROCESSES", "1")
     parser = argparse.ArgumentParser(
         prog="python -m engine.entry_server", description="Serve order entry of one pair."
     )
@@ -75,6 +86,12 @@ def parse(arguments: Sequence[str] | None = None) -> EntryConfig:
     parser.add_argument("--host", default=host, help="a loopback address")
     parser.add_argument("--port", default=port, type=int, help="0: any free port, printed at start")
     parser.add_argument("--instruments", type=Path, help="instruments file instead of the built-in")
+    parser.add_argument(
+        "--risk", default=risk, help="HOST:PORT of the risk service; none: nobody is asked"
+    )
+    parser.add_argument(
+        "--processes", default=processes, type=int, help="order-entry processes of the pair"
+    )
     parser.add_argument("--grace", default=5, type=int, help="seconds open calls may go on at exit")
     given = parser.parse_args(arguments)
     try:
@@ -86,6 +103,8 @@ def parse(arguments: Sequence[str] | None = None) -> EntryConfig:
             host=given.host,
             port=given.port,
             grace_s=given.grace,
+            risk=given.risk,
+            processes=given.processes,
         ).validate()
     except (ValueError, OSError) as error:
         parser.error(str(error))

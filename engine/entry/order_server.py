@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Generic, TypeVar
 
 from engine.durability.execution_reader import ExecutionsPruned
-from engine.entry.answers import Follower
+from engine.entry.answers import Answer, Follower
 from engine.entry.batches import records_of_message
 from engine.entry.process import EntryProcess
 from engine.entry.reports import executions_of, order_of
@@ -123,8 +123,8 @@ async def outcome(reader: "asyncio.Task[None]") -> None:
         raise error
 
 
-SessionItem = tuple[int, "asyncio.Future[Rows] | Refusal | order_entry_pb2.SessionOptions"]
-BatchItem = tuple[int, "asyncio.Future[Rows] | Refusal"]
+SessionItem = tuple[int, "asyncio.Future[Answer] | Refusal | order_entry_pb2.SessionOptions"]
+BatchItem = tuple[int, "asyncio.Future[Answer] | Refusal"]
 
 
 class OrderEntryService(order_entry_pb2_grpc.OrderEntryServiceServicer):
@@ -143,7 +143,11 @@ class OrderEntryService(order_entry_pb2_grpc.OrderEntryServiceServicer):
     async def _report(
         self, command: Command | Refusal, account: int
     ) -> execution_pb2.CommandReport:
-        return await self._process.report(accept(command), account)
+        accepted = accept(command)
+        refusal = self._process.rate_refusal(account, 1)
+        if refusal is not None:
+            raise Refused(refusal)
+        return await self._process.report(accepted, account)
 
     # Single commands.
 
@@ -300,7 +304,7 @@ class OrderEntryService(order_entry_pb2_grpc.OrderEntryServiceServicer):
         message: order_entry_pb2.SessionRequest,
         account: int,
         options: order_entry_pb2.SessionOptions,
-    ) -> "asyncio.Future[Rows] | Refusal | order_entry_pb2.SessionOptions":
+    ) -> "asyncio.Future[Answer] | Refusal | order_entry_pb2.SessionOptions":
         """Enter one message of a session; return what becomes its answer."""
         form = message.WhichOneof("command")
         if form is None:
@@ -319,7 +323,9 @@ class OrderEntryService(order_entry_pb2_grpc.OrderEntryServiceServicer):
             "cancel_all": lambda request: cancel_all_command(account, request.side),
         }
         command = enter[form](request)
-        return command if isinstance(command, Refusal) else self._process.enter(command)
+        if isinstance(command, Refusal):
+            return command
+        return self._process.rate_refusal(account, 1) or self._process.enter(command)
 
     async def _session_answer(
         self, item: SessionItem, account: int
@@ -331,8 +337,7 @@ class OrderEntryService(order_entry_pb2_grpc.OrderEntryServiceServicer):
         elif isinstance(pending, order_entry_pb2.SessionOptions):
             answer.options.CopyFrom(pending)
         else:
-            ack = (await pending)[0].tolist()
-            answer.report.CopyFrom(self._process.report_of(ack, account))
+            answer.report.CopyFrom(self._process.report_of(await pending, account))
         return answer
 
     async def SubmitBatches(
@@ -351,7 +356,10 @@ class OrderEntryService(order_entry_pb2_grpc.OrderEntryServiceServicer):
                     pair = message.pair or pair
                     self._check_pair(pair)
                     records = accept(records_of_message(message))
-                    pending = await self._process.enter_records(records, account)
+                    pending: asyncio.Future[Answer] | Refusal | None
+                    pending = self._process.rate_refusal(account, len(records))
+                    if pending is None:
+                        pending = await self._process.enter_records(records, account)
                     answers.put((message.batch_number, pending))
                     await answers.room()
             finally:
@@ -368,7 +376,7 @@ class OrderEntryService(order_entry_pb2_grpc.OrderEntryServiceServicer):
                 if isinstance(pending, Refusal):
                     answer.refusal.CopyFrom(refusal_message(pending))
                 else:
-                    answer.acks = (await pending).tobytes()
+                    answer.acks = (await pending).acks.tobytes()
                 yield answer
             # What came before a malformed message has its answer by now.
             await outcome(reader)

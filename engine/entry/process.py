@@ -18,15 +18,21 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from engine.durability.execution_reader import ExecutionLogReader, LogMissing, confirm, consumers
-from engine.entry.answers import Follower
+from engine.entry.answers import Answer, Follower
 from engine.entry.config import EntryConfig
 from engine.entry.inbox import Inbox
 from engine.entry.order_index import OrderIndex, newest_index, write_snapshot
 from engine.entry.reports import report_of
+from engine.entry.risk.book_view import read_book
+from engine.entry.risk.link import RiskLink
+from engine.entry.risk.message_rates import MessageRates
+from engine.entry.risk.needs import Book
+from engine.entry.risk.shortages import Shortages
 from engine.entry.warm_up import warm_up
 from engine.order_entry import EXECUTIONS_LIMIT, Command, disconnect_command
 from exchange.book_layout import STATE_READY
 from exchange.doorbell import Doorbell, fall_asleep, wake_up
+from exchange.enums import CommandKind
 from exchange.ownership import SegmentMissing
 from exchange.packed import ACK_LAST_NUMBER, ACK_VERB
 from exchange.records import Rows
@@ -38,6 +44,8 @@ TICK_S: Final = 0.05
 """The safety net's rhythm; the bell is what makes answers quick."""
 PATIENCE_S: Final = 5
 """How long a batch waits for room in a full ring before it is refused."""
+BOOK_S: Final = 0.01
+"""What the book shows is read anew after this time."""
 
 _CONSUMER: Final = "order-entry"
 """All processes of a pair are one consumer of the log: any of them may start from the newest
@@ -71,6 +79,11 @@ class EntryProcess:
         self._owed: set[int] = set()
         self._snapshot_number = 0
         self._snapshot: asyncio.Task[None] | None = None
+        self._link: RiskLink | None = None
+        self._shortages: Shortages | None = None
+        self._rates: MessageRates | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._book: tuple[float, Book] = (0, Book())
 
     @property
     def inbox(self) -> Inbox:
@@ -112,6 +125,7 @@ class EntryProcess:
         while not self._connect():  # noqa: ASYNC110
             await asyncio.sleep(TICK_S)
         assert self._bell is not None
+        self._link_up()
         asyncio.get_running_loop().add_reader(self._bell.fileno(), self._rung)
         told = False
         while True:
@@ -146,6 +160,18 @@ class EntryProcess:
         self._follower = Follower(reader, config.ring, index, acked)
         self._follower.on_wait = self._listen
         return True
+
+    def _link_up(self) -> None:
+        """Begin to ask the risk service, if there is one."""
+        config = self.config
+        if not config.risk:
+            return
+        self._link = RiskLink(config.risk, config.instrument.pair)
+        self._shortages = Shortages(self, self._link)
+        self.follower.on_shortage = self._shortages.take
+        capacity = config.instrument.account_capacity
+        self._rates = MessageRates(self._link, capacity, config.ring, config.processes)
+        self._asking = asyncio.create_task(self._rates.run())
 
     def _rung(self) -> None:
         assert self._bell is not None
@@ -215,16 +241,31 @@ class EntryProcess:
 
     # Commands.
 
-    def enter(self, command: Command) -> "asyncio.Future[Rows] | Refusal":
-        """Write a command; return what becomes its acknowledgement (1, 6), or why not."""
+    def rate_refusal(self, account: int, count: int) -> Refusal | None:
+        """Count commands of a trader; say why they may not be entered, None if they may."""
+        return None if self._rates is None else self._rates.refusal(account, count)
+
+    def enter(self, command: Command) -> "asyncio.Future[Answer] | Refusal":
+        """Write a command; return what becomes its acknowledgement, or why not."""
         if not self._caught_up:
             return _NOT_CONNECTED if self._inbox is None else _CATCHING_UP
         position = self.inbox.write(command, self.follower.acked)
         if isinstance(position, Refusal):
             return position
-        return self.follower.expect(position, 1)
+        trading = command.verb & 0xFF <= CommandKind.CANCEL_ALL
+        asked = command if trading else None
+        return self.follower.expect(position, 1, command.verb >> 32, asked)
 
-    async def enter_records(self, records: Rows, account: int) -> "asyncio.Future[Rows] | Refusal":
+    def enter_again(self, records: Rows, account: int) -> "asyncio.Future[Answer] | Refusal":
+        """Write orders once more that lacked money; return their acknowledgements to be."""
+        position = self.inbox.write_records(records, account, self.follower.acked)
+        if isinstance(position, Refusal):
+            return position
+        return self.follower.expect(position, len(records))
+
+    async def enter_records(
+        self, records: Rows, account: int
+    ) -> "asyncio.Future[Answer] | Refusal":
         """Write a batch, waiting for room for a while; return its acknowledgements to be."""
         if not self._caught_up:
             return _NOT_CONNECTED if self._inbox is None else _CATCHING_UP
@@ -234,7 +275,7 @@ class EntryProcess:
             number = self.follower.number
             position = self.inbox.write_records(records, account, self.follower.acked)
             if not isinstance(position, Refusal):
-                return self.follower.expect(position, len(records))
+                return self.follower.expect(position, len(records), account, records)
             left_s = patience_ends - loop.time()
             if position.code != Code.RESOURCE_EXHAUSTED or left_s <= 0:
                 return position
@@ -245,27 +286,46 @@ class EntryProcess:
         entered = self.enter(command)
         if isinstance(entered, Refusal):
             raise Refused(entered)
-        return self.report_of((await entered)[0].tolist(), account)
+        return self.report_of(await entered, account)
 
-    def report_of(self, ack: list[int], account: int) -> execution_pb2.CommandReport:
-        """Return the report of an acknowledged command, reading its executions from the log."""
+    def report_of(self, answer: Answer, account: int) -> execution_pb2.CommandReport:
+        """Return the report of one answered command, reading its executions from the log."""
+        ack: list[int] = answer.acks[0].tolist()
         count = (ack[ACK_VERB] >> 32) & 0xFFFFFFFF
         first = ack[ACK_LAST_NUMBER] - count + 1
         rows = self.follower.read(first, min(count, EXECUTIONS_LIMIT))
-        return report_of(self.instrument, ack, rows, account, EXECUTIONS_LIMIT)
+        report = report_of(self.instrument, ack, rows, account, EXECUTIONS_LIMIT)
+        if answer.sentence:
+            report.message += f"; {answer.sentence}"
+        return report
+
+    def book(self) -> Book:
+        """Return what the book shows, a moment old at most."""
+        now_s = time.monotonic()
+        if now_s - self._book[0] >= BOOK_S:
+            self._book = now_s, read_book(self.instrument)
+        return self._book[1]
+
+    def leaves(self, account: int) -> bool:
+        """Say whether a lost session's cancel of the account's orders is still to be written."""
+        return account in self._owed
 
     def cancel_on_disconnect(self, account: int) -> None:
         """Cancel all orders of a lost session's account, now or as soon as there is room."""
         self._owed.add(account)
         if self._inbox is None or self._follower is None:
             return
-        written = self._inbox.write(disconnect_command(account), self._follower.acked)
+        command = disconnect_command(account)
+        written = self._inbox.write(command, self._follower.acked)
         if not isinstance(written, Refusal):
             self._owed.discard(account)
+            self._follower.expect(written, 1, account, command)
 
     def drain(self) -> None:
         """Take no more from streams; their handlers wake and say goodbye."""
         self.draining = True
+        if self._shortages is not None:
+            self._shortages.stop()
         if self._follower is not None:
             self._follower.nudge()
 
@@ -273,6 +333,9 @@ class EntryProcess:
         """Leave everything so that the next process of this ring starts quickly."""
         if self._follower is None or self._inbox is None:
             return
+        if self._asking is not None and self._link is not None:
+            self._asking.cancel()
+            await self._link.close()
         if self._snapshot is not None:
             await self._snapshot
         if self.follower.behind() == 0 and self.index_complete:

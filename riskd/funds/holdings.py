@@ -151,6 +151,11 @@ class Holdings:
             self.allotted_ns[place] = row[records.E_TIME_NS]
         return outcome
 
+    def known_free(self, account: int, asset: Asset, after_number: int) -> int:
+        """Return what is free for certain, if the feed was heard beyond an execution; else 0."""
+        exact = self.certainty[account, asset - 1] == Certainty.EXACT
+        return int(self.free[account, asset - 1]) if exact and self.cursor > after_number else 0
+
     def refused(self, outcome: Outcome) -> None:
         """Note that a release was refused: less was free than was asked for."""
         place = (outcome.account, outcome.asset - 1)

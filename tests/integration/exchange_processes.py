@@ -35,6 +35,7 @@ class PairProcesses:
         self.durability = durability
         self.pair = pair
         self.port = free_port()
+        self.entry_arguments: tuple[str, ...] = ()
         self.engine: subprocess.Popen[bytes] | None = None
         self.entry: subprocess.Popen[bytes] | None = None
 
@@ -56,7 +57,9 @@ class PairProcesses:
 
     def start_entry(self) -> None:
         self.entry = self._start(
-            "entry", "engine.entry_server", "--ring", "0", "--port", str(self.port)
+            "entry",
+            *("engine.entry_server", "--ring", "0", "--port", str(self.port)),
+            *self.entry_arguments,
         )
 
     def start(self) -> None:

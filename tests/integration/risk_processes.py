@@ -75,7 +75,8 @@ class Service:
 class Exchange:
     """Everything that money passes through."""
 
-    def __init__(self, run: Path, segments: Path) -> None:
+    def __init__(self, run: Path, segments: Path, asks: bool = False, headroom: int = 0) -> None:
+        """Prepare; if `asks`, order entry asks for money by itself."""
         self.run = run
         self.pairs = {pair: PairProcesses(run / pair, segments, "os", pair) for pair in (BTC, ETH)}
         follow: list[str] = []
@@ -89,9 +90,13 @@ class Exchange:
         self.riskd = Service(
             run,
             "riskd",
-            *("--ledger", ledger, "--database-url", url, "--sticky", "0", "--headroom", "0"),
+            *("--ledger", ledger, "--database-url", url),
+            *("--sticky", "0", "--headroom", str(headroom)),
             *follow,
         )
+        if asks:
+            for processes in self.pairs.values():
+                processes.entry_arguments = ("--risk", f"127.0.0.1:{self.riskd.port}")
         self.books = ledger_pb2_grpc.LedgerServiceStub(self.ledgerd.channel)
         self.risk = risk_pb2_grpc.RiskServiceStub(self.riskd.channel)
         self.channels = {
@@ -137,7 +142,7 @@ class Exchange:
         ]
         transfer = ledger_pb2.NewTransfer(
             id=number.to_bytes(16, "big"),
-            kind=int(TransferKind.DEPOSIT),  # type: ignore[arg-type]
+            kind=int(TransferKind.CORRECTION),  # type: ignore[arg-type]
             phase=int(Phase.SINGLE),  # type: ignore[arg-type]
             legs=legs,
             actor="test",
@@ -227,13 +232,13 @@ def _name(owner: int, asset: str, purpose: Purpose) -> ledger_pb2.AccountName:
 
 
 @contextlib.contextmanager
-def exchange() -> Iterator[Exchange]:
+def exchange(asks: bool = False, headroom: int = 0) -> Iterator[Exchange]:
     """Give a running exchange; everything is gone afterwards."""
     run = Path(tempfile.mkdtemp(prefix="holdfast-run-"))
     # PostgreSQL may run as another user, who has to reach its folder.
     run.chmod(0o755)
     segments = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))
-    whole = Exchange(run, segments)
+    whole = Exchange(run, segments, asks, headroom)
     try:
         whole.start()
         yield whole
