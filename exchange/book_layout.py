@@ -1,7 +1,8 @@
 """The public book segment of one pair: the bytes the kernel publishes and everybody may read.
 
-It holds nothing about anybody: no account, no order id, no client order id. The kernel is the only
-writer; readers map it PROT_READ and write nothing, ever.
+It holds nothing about anybody: no account, no client order id. Orders have a public number, which
+only their owner can connect with himself. The kernel is the only writer; readers map it PROT_READ
+and write nothing, ever.
 
     scalars    64 words: configuration a reader needs, and heads (each group on its own line)
     touch      16 words: version, then best prices, last trade, day figures (seqlock)
@@ -13,11 +14,17 @@ writer; readers map it PROT_READ and write nothing, ever.
     depth      (K, 8 + 2 * N * 3): ring of complete depth copies
 
     event      0 commit word: position + 1 when complete, -1 while being written
-               1 kind | side << 8 | flags << 16
+               1 kind u8 | side u8 << 8 | action u4 << 16 | lots of the order << 20
                2 price ticks   3 lots (LEVEL: absolute; TRADE: traded)
                4 sequence      5 time ns
                6 order count of the level (LEVEL), trade number (TRADE), status (STATUS)
-               7 zero
+               7 public number of the resting order concerned (the order id without its slot), or 0
+                 LEVEL ADDED: the order came to the back of the price with these lots
+                 LEVEL REDUCED: these lots were taken off it, it kept its place
+                 LEVEL DELETED: it left with these lots, without a trade
+                 LEVEL without action: says the level after one or more TRADE events, no order
+                 TRADE REDUCED, DELETED: the maker has something left, or left the book; its side
+                 is the other one, and the lots of the order in word 1 are 0
     depth copy 0 commit word: copy number when complete, -1 while being written
                1 sequence      2 event position: the copy includes every event below it
                3 time ns       4 bid level count     5 ask level count     6, 7 zero
@@ -31,7 +38,7 @@ from typing import Final
 from exchange.instrument import Instrument
 from exchange.ownership import Field, Layout
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 
 # scalars
 BOOK_VERSION: Final = 0
@@ -90,11 +97,21 @@ EVENT_TIME_NS: Final = 5
 EVENT_COUNT: Final = 6
 """Not beside the lots: a level's two words, stored one by one and loaded at once as a pair, would
 wait for both stores to leave the store buffer."""
+EVENT_ORDER: Final = 7
+"""Public number of an order: the order id >> ORDER_SLOT_BITS. An order keeps it for life."""
 EVENT_WORDS: Final = 8
+EVENT_ACTION_SHIFT: Final = 16
+EVENT_ORDER_LOTS_SHIFT: Final = 20
+"""Shifts within the verb. Lots are at most 2**40, so that the word stays positive."""
 
 EVENT_LEVEL: Final = 1
 EVENT_TRADE: Final = 2
 EVENT_STATUS: Final = 3
+
+ACTION_NONE: Final = 0
+ACTION_ADDED: Final = 1
+ACTION_REDUCED: Final = 2
+ACTION_DELETED: Final = 3
 
 DEPTH_COMMIT: Final = 0
 DEPTH_SEQUENCE: Final = 1

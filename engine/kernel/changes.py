@@ -30,7 +30,7 @@ from engine.kernel.entry import (
     trader_refusal,
 )
 from engine.kernel.matching import LIMIT, Taker, end_resting, resting_shape, say_resting, take
-from engine.kernel.publication import emit, publish_level
+from engine.kernel.publication import emit, publish_order
 from engine.kernel.state import State
 from engine.vault_layout import (
     A_FIRST_ORDER,
@@ -47,7 +47,7 @@ from engine.vault_layout import (
     QUANTITY_LIMIT,
     UNITS_PER_TICK_LOT,
 )
-from exchange.book_layout import LEVEL_LOTS
+from exchange.book_layout import ACTION_DELETED, ACTION_REDUCED, LEVEL_LOTS
 from exchange.compiled import inlined
 from exchange.enums import ExecutionKind, PairStatus, Reason
 from exchange.records import (
@@ -166,7 +166,7 @@ def shrink_in_place(s: State, slot: int, leaves: int) -> None:
     s.levels[level_row(s, side, tick), LEVEL_LOTS] -= less
     say_resting(s, slot, AMENDED, 0, s.orders[slot, O_FILLED] + leaves, leaves)
     if less > 0:
-        publish_level(s, side, tick)
+        publish_order(s, side, tick, ACTION_REDUCED, s.orders[slot, O_ORDER_ID], less)
 
 
 @inlined
@@ -176,14 +176,15 @@ def requeue(s: State, slot: int, price: int, leaves: int) -> None:
     terms = s.orders[slot, O_TERMS]
     side = terms_side(terms)
     old_tick = s.halves[slot, H_PRICE]
-    release_hold(s, slot, s.orders[slot, O_LEAVES])
+    order_id = s.orders[slot, O_ORDER_ID]
+    old_leaves = s.orders[slot, O_LEAVES]
+    release_hold(s, slot, old_leaves)
     dequeue(s, slot, side, old_tick)
-    publish_level(s, side, old_tick)
+    publish_order(s, side, old_tick, ACTION_DELETED, order_id, old_leaves)
     s.halves[slot, H_PRICE] = price
     say_resting(s, slot, AMENDED, 0, s.orders[slot, O_FILLED] + leaves, leaves)
     prevention = (terms >> 8) & 0xF
     post_only = (terms >> 12) & 1
-    order_id = s.orders[slot, O_ORDER_ID]
     client_order_id = s.orders[slot, O_CLIENT_ORDER_ID]
     shape = resting_shape(terms)
     taker = Taker(account, side, LIMIT, prevention, price, order_id, client_order_id, shape)

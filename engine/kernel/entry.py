@@ -30,7 +30,7 @@ from engine.kernel.matching import (
     order_shape,
     take,
 )
-from engine.kernel.publication import emit, publish_level
+from engine.kernel.publication import emit, publish_order
 from engine.kernel.state import W_EMITTED, State
 from engine.vault_layout import (
     A_FLAGS,
@@ -65,6 +65,7 @@ from engine.vault_layout import (
     UNITS_PER_LOT,
     UNITS_PER_TICK_LOT,
 )
+from exchange.book_layout import ACTION_ADDED
 from exchange.compiled import inlined
 from exchange.enums import ExecutionKind, PairStatus, Reason, TimeInForce
 from exchange.instrument import AMOUNT_LIMIT_UNITS
@@ -338,7 +339,7 @@ def rest(
     s.halves[slot, H_ACCOUNT] = account
     hold(s, account, side, leaves * per_lot)
     enqueue(s, slot, side, tick)
-    publish_level(s, side, tick)
+    publish_order(s, side, tick, ACTION_ADDED, taker.order_id, leaves)
 
 
 @inlined

@@ -16,7 +16,7 @@ from engine.kernel.accounts import (
 )
 from engine.kernel.book import crosses, delist, dequeue, free_slot, level_row, remove
 from engine.kernel.occupancy import highest_to, lowest_from
-from engine.kernel.publication import add_maker, emit, publish_level, record_trade
+from engine.kernel.publication import add_maker, emit, publish_level, publish_order, record_trade
 from engine.kernel.state import W_TRADED, State
 from engine.vault_layout import (
     A_FREE_BASE,
@@ -36,7 +36,7 @@ from engine.vault_layout import (
     UNITS_PER_LOT,
     UNITS_PER_TICK_LOT,
 )
-from exchange.book_layout import LEVEL_LOTS
+from exchange.book_layout import ACTION_DELETED, ACTION_REDUCED, LEVEL_LOTS
 from exchange.compiled import inlined
 from exchange.enums import ExecutionKind, OrderType, Reason, SelfTradePrevention, TimeInForce
 
@@ -107,10 +107,11 @@ def end_resting(s: State, slot: int, kind: int, reason: int) -> None:
     leaves = s.orders[slot, O_LEAVES]
     side = terms_side(s.orders[slot, O_TERMS])
     tick = s.halves[slot, H_PRICE]
+    order_id = s.orders[slot, O_ORDER_ID]
     say_resting(s, slot, kind, reason, leaves, 0)
     release_hold(s, slot, leaves)
     remove(s, slot, side)
-    publish_level(s, side, tick)
+    publish_order(s, side, tick, ACTION_DELETED, order_id, leaves)
 
 
 @inlined
@@ -166,7 +167,7 @@ def trade(
     client_order_id = s.orders[slot, O_CLIENT_ORDER_ID]
     maker = s.halves[slot, H_ACCOUNT]
     add_maker(s, order_id, client_order_id, maker, leaves, maker_fee)
-    record_trade(s, side, price, lots, notional)
+    record_trade(s, side, price, lots, notional, order_id, leaves)
     s.work[W_TRADED] = 1
     shrink(s, slot, 1 - side, price, lots)
     s.orders[slot, O_FILLED] += lots
@@ -205,9 +206,12 @@ def decrement(s: State, taker: Taker, slot: int, tick: int, remaining: int, fill
     )
     order_id = s.orders[slot, O_ORDER_ID]
     client_order_id = s.orders[slot, O_CLIENT_ORDER_ID]
-    add_maker(s, order_id, client_order_id, taker.account, s.orders[slot, O_LEAVES] - lots, 0)
+    leaves = s.orders[slot, O_LEAVES] - lots
+    add_maker(s, order_id, client_order_id, taker.account, leaves, 0)
     release_hold(s, slot, lots)
     shrink(s, slot, 1 - taker.side, tick, lots)
+    action = ACTION_REDUCED if leaves != 0 else ACTION_DELETED
+    publish_order(s, 1 - taker.side, tick, action, order_id, lots)
     return remaining
 
 

@@ -1,8 +1,8 @@
 """What the kernel says: executions to the log, anonymous events and figures to the public book.
 
-Executions are private and complete. Events carry no account and no order. Event and depth rows
-use a commit word: invalid, then the data, then the row's own number; a reader that finds another
-number before or after its copy has been lapped and knows it.
+Executions are private and complete. Events carry no account, and of an order only its public
+number. Event and depth rows use a commit word: invalid, then the data, then the row's own number; a
+reader that finds another number before or after its copy has been lapped and knows it.
 """
 
 from engine.kernel.occupancy import highest_to, lowest_from
@@ -38,6 +38,8 @@ from engine.vault_layout import (
 )
 from exchange.atomics import fence_release, prefetch, store_relaxed_at, store_release_at
 from exchange.book_layout import (
+    ACTION_DELETED,
+    ACTION_REDUCED,
     BEST_TICK,
     BOOK_SEQUENCE,
     DEPTH_ASK_COUNT,
@@ -51,10 +53,13 @@ from exchange.book_layout import (
     DEPTH_SEQUENCE,
     DEPTH_TIME,
     DEPTH_TIME_NS,
+    EVENT_ACTION_SHIFT,
     EVENT_COUNT,
     EVENT_HEAD,
     EVENT_LEVEL,
     EVENT_LOTS,
+    EVENT_ORDER,
+    EVENT_ORDER_LOTS_SHIFT,
     EVENT_PRICE,
     EVENT_SEQUENCE,
     EVENT_TIME_NS,
@@ -78,7 +83,7 @@ from exchange.book_layout import (
     TOUCH_VERSION,
 )
 from exchange.compiled import inlined
-from exchange.records import FLAG_LAST
+from exchange.records import FLAG_LAST, ORDER_SLOT_BITS
 from exchange.tables import address_of
 
 EVENTS_AHEAD = 16
@@ -140,7 +145,7 @@ def mark_last(s: State) -> None:
 
 
 @inlined
-def publish_event(s: State, verb: int, price: int, lots: int, count: int) -> None:
+def publish_event(s: State, verb: int, price: int, lots: int, count: int, order: int) -> None:
     """Append an anonymous event to the public ring."""
     position = s.book[EVENT_HEAD]
     row = position & (s.scalars[EVENT_CAPACITY] - 1)
@@ -153,6 +158,7 @@ def publish_event(s: State, verb: int, price: int, lots: int, count: int) -> Non
     s.events[row, EVENT_COUNT] = count
     s.events[row, EVENT_SEQUENCE] = s.work[W_SEQUENCE]
     s.events[row, EVENT_TIME_NS] = s.work[W_TIME_NS]
+    s.events[row, EVENT_ORDER] = order
     store_release_at(commit, position + 1)
     store_release_at(address_of(s.book, EVENT_HEAD), position + 1)
     # The ring is larger than the caches: the lines of the next events have to be on their way.
@@ -163,11 +169,23 @@ def publish_event(s: State, verb: int, price: int, lots: int, count: int) -> Non
 def publish_level(s: State, side: int, tick: int) -> None:
     """Say what a price holds now; side is the index, 0 buy, 1 sell."""
     row = side * s.scalars[PRICE_CAPACITY] + tick
-    publish_event(s, EVENT_LEVEL | (side + 1) << 8, tick, s.levels[row, 0], s.levels[row, 1])
+    publish_event(s, EVENT_LEVEL | (side + 1) << 8, tick, s.levels[row, 0], s.levels[row, 1], 0)
 
 
 @inlined
-def record_trade(s: State, side: int, price: int, lots: int, notional: int) -> None:
+def publish_order(s: State, side: int, tick: int, action: int, order_id: int, lots: int) -> None:
+    """Say what an order did to its price, and what the price holds now; lots are the order's."""
+    row = side * s.scalars[PRICE_CAPACITY] + tick
+    did = action << EVENT_ACTION_SHIFT | lots << EVENT_ORDER_LOTS_SHIFT
+    verb = EVENT_LEVEL | (side + 1) << 8 | did
+    number = order_id >> ORDER_SLOT_BITS
+    publish_event(s, verb, tick, s.levels[row, 0], s.levels[row, 1], number)
+
+
+@inlined
+def record_trade(
+    s: State, side: int, price: int, lots: int, notional: int, maker_id: int, maker_leaves: int
+) -> None:
     """Count a trade in the figures of the day and say it to the public; side is the taker's."""
     number = s.scalars[TRADE_COUNT] + 1
     s.scalars[TRADE_COUNT] = number
@@ -186,7 +204,9 @@ def record_trade(s: State, side: int, price: int, lots: int, notional: int) -> N
     # A day's sums have no bound of their own: at the largest int64 they stand still.
     s.scalars[DAY_LOTS] += min(lots, LARGEST - s.scalars[DAY_LOTS])
     s.scalars[DAY_QUOTE_UNITS] += min(notional, LARGEST - s.scalars[DAY_QUOTE_UNITS])
-    publish_event(s, EVENT_TRADE | (side + 1) << 8, price, lots, number)
+    action = ACTION_REDUCED if maker_leaves != 0 else ACTION_DELETED
+    verb = EVENT_TRADE | (side + 1) << 8 | action << EVENT_ACTION_SHIFT
+    publish_event(s, verb, price, lots, number, maker_id >> ORDER_SLOT_BITS)
 
 
 @inlined

@@ -213,7 +213,7 @@ def set_pair_status(s: State, i: int) -> None:
         reject(s, i, PAIR_STATUS_INVALID)
         return
     s.scalars[PAIR_STATUS] = status
-    publish_event(s, EVENT_STATUS, 0, 0, status)
+    publish_event(s, EVENT_STATUS, 0, 0, status, 0)
     emit(s, PAIR_SET, 0, 0, 0, 0, 0, 0, 0)
 
 
