@@ -33,6 +33,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--instruments", type=Path, help="instrument file")
     parser.add_argument("--upstream", default="", help="follow the gateway at this host:port")
     parser.add_argument("--tick-ms", type=int, default=DEFAULT_TICK_MS)
+    parser.add_argument(
+        "--spin", action="store_true", help="do not wait for the tick; needs a processor of its own"
+    )
     parser.set_defaults(pair_default=given.pairs)
     return parser.parse_args(argv)
 
@@ -46,6 +49,7 @@ def _config(arguments: argparse.Namespace) -> GatewayConfig:
         upstream=arguments.upstream,
         instruments=arguments.instruments,
         tick_ms=arguments.tick_ms,
+        spin=arguments.spin,
     ).validate()
 
 

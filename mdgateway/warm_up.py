@@ -8,6 +8,7 @@ import numpy as np
 
 from exchange import book_layout as layout
 from exchange.atomics import load
+from exchange.doorbell import spin_until_changed
 from exchange.enums import Side
 from exchange.instrument import Instrument
 from exchange.seqlock import read_stable
@@ -24,6 +25,7 @@ def warm_up() -> None:
     sides = np.zeros((2, 8, LEVEL_COLUMNS), np.int64)
     out = np.zeros((8, layout.EVENT_WORDS), np.int64)
     load(scalars, layout.EVENT_HEAD)
+    spin_until_changed(np.zeros(0, np.int64), np.zeros(0, np.int64), 1)
     read_stable(arrays["touch"], layout.TOUCH_VERSION, arrays["touch"], touch, 1)
     stable.copy_depth(scalars, arrays["depth"], np.zeros(64, np.int64), 1)
     stable.drain_events(scalars, events, 0, 0, out, result)

@@ -195,6 +195,10 @@ class BookReader:
             return Touch(*out.tolist())
         return None
 
+    def touch_address(self) -> int:
+        """Return where the touch's version lies; valid until the next `follow`."""
+        return int(self._field("touch").ctypes.data) + 8 * layout.TOUCH_VERSION
+
     def depth_copy(self) -> Snapshot | None:
         """Return the newest complete depth copy, or None if there is none yet."""
         out = self._depth_out

@@ -9,14 +9,22 @@ woken and the listeners are called. All of it happens in the one thread of the e
     await market.waking(pair)                          until the next waking of the pair
     market.listeners.append(called_with_pairs)         for doors that serve many at once
     market.close(subscription)
+
+With `config.spin` the next step comes as soon as something was published: a thread watches a word
+of each segment, without the interpreter's lock, between two steps and never during one.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
+from exchange.doorbell import spin_until_changed
 from exchange.refusal import Code, Refusal, Refused
 from mdgateway.config import GatewayConfig
 from mdgateway.feed.publication import Publication
@@ -25,6 +33,8 @@ from mdgateway.feed.subscriptions import Subscription
 WAKE_AT_LEAST_EVERY_MS: Final = 50
 GOODBYE_S: Final = 2
 """How long a drain waits for streams to take their last message."""
+SPINS_AT_ONCE: Final = 20_000
+"""About a millisecond, during which the watching thread does not ask for the interpreter."""
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +52,9 @@ class Market:
         self.stopping = False
         """Whether streams are to say goodbye and end."""
         self._wakings = {pair: asyncio.Event() for pair in self.publications}
+        self._news = asyncio.Event()
+        for publication in self.publications.values():
+            publication.nudge = self._news.set
         self._open_counts = dict.fromkeys(self.publications, 0)
 
     @property
@@ -105,12 +118,36 @@ class Market:
                 for follower in followers:
                     if follower.done():
                         follower.result()
-                spent_ms = (time.monotonic_ns() - started_ns) // 1_000_000
-                await asyncio.sleep(max(1, self.config.tick_ms - spent_ms) / 1_000)
+                await self._pause(started_ns)
         finally:
             for follower in followers:
                 follower.cancel()
             await asyncio.gather(*followers, return_exceptions=True)
+            for publication in self.publications.values():
+                publication.close()
+
+    async def _pause(self, started_ns: int) -> None:
+        tick_s = self.config.tick_ms / 1_000
+        if not self.config.spin:
+            spent_s = (time.monotonic_ns() - started_ns) / 1e9
+            await asyncio.sleep(max(0.001, tick_s - spent_s))
+            return
+        words = [one.watched_word() for one in self.publications.values()]
+        known = np.array([word for word in words if word is not None], np.int64)
+        if len(known):
+            # Shielded: the segments must not go away under the thread.
+            watching = asyncio.get_running_loop().run_in_executor(
+                None, _watch, known, self.config.tick_ms
+            )
+            try:
+                await asyncio.shield(watching)
+            finally:
+                await watching
+            return
+        self._news.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(tick_s):
+                await self._news.wait()
 
     def step(self) -> None:
         """Step every pair and wake whom it concerns."""
@@ -143,5 +180,12 @@ class Market:
         while self.open_count and time.monotonic_ns() < deadline_ns:
             self._wake(list(self.publications))
             await asyncio.sleep(self.config.tick_ms / 1_000)
-        for publication in self.publications.values():
-            publication.close()
+
+
+def _watch(words: npt.NDArray[np.int64], patience_ms: int) -> None:
+    """Spin until one of the words (address, value) changed, or for about `patience_ms`."""
+    addresses, seen = words[:, 0].copy(), words[:, 1].copy()
+    deadline_ns = time.monotonic_ns() + patience_ms * 1_000_000
+    while spin_until_changed(addresses, seen, SPINS_AT_ONCE) < 0:
+        if time.monotonic_ns() >= deadline_ns:
+            return

@@ -103,6 +103,8 @@ class Publication:
         self.notice_count = 0
         self.revision = 0
         """Rises with every step after which a subscriber may have something to say."""
+        self.nudge: Callable[[], None] = _ignore
+        """Called when something arrived that a step would take, by sources that are told."""
         self.trouble = ""
         """Why the source cannot be read although it is there; empty: it can."""
         self._views: dict[int, SharedView] = {}
@@ -228,6 +230,13 @@ class Publication:
         self._drop_idle_views()
         return self._advance()
 
+    def watched_word(self) -> tuple[int, int] | None:
+        """Return address and last value of a word that changes when there is something to do.
+
+        Valid until the next step; None: there is no such word, `nudge` is called instead.
+        """
+        return None
+
     async def follow(self) -> None:
         """Do what a source has to do beside its steps, until cancelled; most have nothing."""
 
@@ -305,6 +314,10 @@ class Publication:
     ) -> Notice:
         shown = self.pair_status if status is None else status
         return Notice(kind, self.epoch, self.engine_state, shown, missed_count, message)
+
+
+def _ignore() -> None:
+    """Do nothing: nobody waits for this source."""
 
 
 DOWN: Final = {

@@ -48,6 +48,12 @@ class Publisher(Publication):
         self._lost = 0
         self._status_sequence = 0
 
+    def watched_word(self) -> tuple[int, int] | None:
+        """Return address and last value of the touch's version."""
+        if self.touch is None or not self.reader.is_open:
+            return None
+        return self.reader.touch_address(), self.touch.version
+
     def close(self) -> None:
         """Let go of the segment."""
         self.reader.close()

@@ -79,6 +79,10 @@ class Relay(Publication):
         """Return the first trade wanted: at first the oldest that the upstream has."""
         return self.trade_log.newest + 1
 
+    def arrived(self) -> None:
+        """Pass on that there is something to take."""
+        self.nudge()
+
     @property
     def pair_status(self) -> int:
         """PairStatus of the wire as the upstream told it."""

@@ -61,6 +61,9 @@ class Holder(Protocol):
     def next_trade_number(self) -> int:
         """Return the number of the first trade wanted."""
 
+    def arrived(self) -> None:
+        """Hear that there is something in the inbox."""
+
 
 class Upstream:
     """Follows one pair of another gateway."""
@@ -154,6 +157,7 @@ class Upstream:
             closing.callback(call.cancel)
             async for item in _lively(call):
                 self.inbox.append(item)
+                self._holder.arrived()
                 if item.HasField("goodbye"):
                     raise _Ended(f"the upstream gateway ends the stream: {item.goodbye.reason}")
                 while len(self.inbox) >= INBOX_CAPACITY:
