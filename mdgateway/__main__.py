@@ -1,6 +1,7 @@
 """Run a market data gateway: `python -m mdgateway --pair BTC-USDT --run DIR --port P`.
 
-It may start before the engines do: it is alive at once, and serving when every pair has a book.
+`python -m mdgateway keys` makes, shows and revokes market data keys. A gateway may start before the
+engines do: it is alive at once, and serving when every pair has a book.
 """
 
 import argparse
@@ -18,11 +19,15 @@ from mdgateway.config import DEFAULT_TICK_MS, GatewayConfig, InvalidSetting, sur
 from mdgateway.feed.market import Market
 from mdgateway.feed.publisher import Publisher
 from mdgateway.grpc_server import service_of
+from mdgateway.http.config import NO_PORT, HttpConfig, add_arguments, http_config
+from mdgateway.http.server import http_server
+from mdgateway.keys import __main__ as keys
+from mdgateway.keys.key_file import InvalidKeyFile
 from mdgateway.relay.relay import Relay
 from mdgateway.warm_up import warm_up
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
+def _arguments(argv: list[str]) -> argparse.Namespace:
     given = surroundings()
     parser = argparse.ArgumentParser(prog="python -m mdgateway", description=__doc__)
     parser.add_argument("--pair", action="append", help="may be given several times")
@@ -36,6 +41,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--spin", action="store_true", help="do not wait for the tick; needs a processor of its own"
     )
+    add_arguments(parser)
     parser.set_defaults(pair_default=given.pairs)
     return parser.parse_args(argv)
 
@@ -53,47 +59,58 @@ def _config(arguments: argparse.Namespace) -> GatewayConfig:
     ).validate()
 
 
-async def _serve(config: GatewayConfig, run_folder: Path | None) -> int:
+async def _serve(config: GatewayConfig, http: HttpConfig, run_folder: Path | None) -> int:
     instruments = [load_instrument(pair, config.instruments) for pair in config.pairs]
     source = Relay if config.upstream else Publisher
     market = Market([source(one, config) for one in instruments], config)
     service = service_of(market)
+    web = http_server(market, http)
     try:
         port = await service.start()
-    except RuntimeError as error:
-        print(f"mdgateway: cannot listen on {config.host}:{config.port}: {error}", file=sys.stderr)
+        http_port = NO_PORT if http.port == NO_PORT else await web.start()
+    except (RuntimeError, OSError) as error:
+        where = f"{config.host}:{config.port} and {http.host}:{http.port}"
+        print(f"mdgateway: cannot listen on {where}: {error}", file=sys.stderr)
         return 1
     print(f"mdgateway: {', '.join(config.pairs)} on {config.host}:{port}", flush=True)
+    if http_port != NO_PORT:
+        print(f"mdgateway: http://{http.host}:{http_port}/", flush=True)
     if run_folder is not None:
-        _announce(run_folder, port)
+        _announce(run_folder, "mdgateway.port", port)
+        if http_port != NO_PORT:
+            _announce(run_folder, "mdgateway-http.port", http_port)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(market.run(partial(service.set_serving, serving=True)))
         tasks.create_task(service.serve_until_stopped())
+    await web.stop()
     return 0
 
 
-def _announce(run_folder: Path, port: int) -> None:
+def _announce(run_folder: Path, name: str, port: int) -> None:
     """Write the port beside the pairs' folders, where a supervisor or a test finds it."""
     run_folder.mkdir(parents=True, exist_ok=True)
-    unfinished = run_folder / "mdgateway.port.new"
+    unfinished = run_folder / f"{name}.new"
     unfinished.write_text(f"{port}\n", encoding="ascii")
-    unfinished.replace(run_folder / "mdgateway.port")
+    unfinished.replace(run_folder / name)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Start, serve until stopped, drain; return the exit status."""
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["keys"]:
+        return keys.main(given[1:])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        arguments = _arguments(argv)
-        config = _config(arguments)
+        arguments = _arguments(given)
+        config, http = _config(arguments), http_config(arguments)
         for pair in config.pairs:
             load_instrument(pair, config.instruments)
-    except (InvalidSetting, InvalidInstrument, OSError) as error:
+    except (InvalidSetting, InvalidInstrument, InvalidKeyFile, OSError) as error:
         print(f"mdgateway: {error}", file=sys.stderr)
         return 2
-    print(f"mdgateway: {asdict(config)}", flush=True)
+    print(f"mdgateway: {asdict(config)} {asdict(http)}", flush=True)
     warm_up()
-    return run(_serve(config, arguments.run))
+    return run(_serve(config, http, arguments.run))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mdgateway.config import InvalidSetting
+from mdgateway.config import DEFAULT_PORT, InvalidSetting
 from mdgateway.keys.tiers import ANONYMOUS, TIERS
 
 DEFAULT_HTTP_PORT: Final = 8852
@@ -77,11 +77,14 @@ def add_arguments(
 ) -> None:
     """Add the door's arguments; HOLDFAST_MARKET_DATA_HTTP_PORT and _KEYS are their defaults."""
     source = os.environ if environment is None else environment
-    port = source.get("HOLDFAST_MARKET_DATA_HTTP_PORT", str(DEFAULT_HTTP_PORT))
+    port = source.get("HOLDFAST_MARKET_DATA_HTTP_PORT")
     keys = source.get("HOLDFAST_MARKET_DATA_KEYS")
     # argparse passes a default that is text through the type and refuses what is none.
     parser.add_argument(
-        "--http-port", type=int, default=port, help="REST, WebSocket, page; 0: any, -1: none"
+        "--http-port",
+        type=int,
+        default=port,
+        help=f"REST, WebSocket, page; {DEFAULT_HTTP_PORT}, or any with another --port; 0: any; -1: none",
     )
     parser.add_argument("--http-host", default=None, help="--host unless given")
     parser.add_argument("--keys", type=Path, default=keys, help="market data key file")
@@ -91,9 +94,11 @@ def add_arguments(
 
 def http_config(arguments: argparse.Namespace) -> HttpConfig:
     """Return what the arguments say; raises InvalidSetting."""
+    # A gateway that is told another gRPC port is one of several on its host.
+    default = DEFAULT_HTTP_PORT if arguments.port == DEFAULT_PORT else 0
     return HttpConfig(
         host=arguments.http_host or arguments.host,
-        port=arguments.http_port,
+        port=default if arguments.http_port is None else arguments.http_port,
         keys=arguments.keys,
         anonymous_tier=arguments.anonymous_tier,
         web=arguments.web,

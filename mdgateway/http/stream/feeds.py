@@ -25,9 +25,9 @@ from mdgateway.feed.subscriptions import (
     TickerSubscription,
     TradeSubscription,
 )
-from mdgateway.http.frames import Framed
 from mdgateway.http.json_format import JsonEncoder, dumps
-from mdgateway.http.requests import Spec
+from mdgateway.http.stream.frames import Framed
+from mdgateway.http.stream.requests import Spec
 from mdgateway.keys.tiers import CHANNELS
 
 MS_NS: Final = 1_000_000
@@ -123,12 +123,7 @@ class Feed:
         self._publication = market.publication(key.pair)
         self._source: Source
         self._close: Callable[[], None]
-        if key.spec.channel == PAIR:
-            line = PairLine(self._publication, -1, beats=True)
-            self._source, self._close = line, line.close
-        else:
-            opened = market.open(key.pair, self._subscription)
-            self._source, self._close = opened, lambda: market.close(opened)
+        self._open()
 
     @property
     def channel(self) -> str:
@@ -164,9 +159,23 @@ class Feed:
         assert content.kind is NoticeKind.MISSED
         return dumps(JsonEncoder(self._publication.instrument).notice(content, self.channel))
 
+    def renew(self) -> None:
+        """Begin anew where things stand now, for who is still there."""
+        self._close()
+        self._open()
+
     def close(self) -> None:
         """End the feed."""
         self._close()
+
+    def _open(self) -> None:
+        market = self._market
+        if self.channel == PAIR:
+            line = PairLine(self._publication, -1, beats=True)
+            self._source, self._close = line, line.close
+        else:
+            opened = market.open(self.key.pair, self._subscription)
+            self._source, self._close = opened, lambda: market.close(opened)
 
     def _subscription(self, publication: Publication, *, hurry: bool = False) -> Subscription:
         spec = self.key.spec

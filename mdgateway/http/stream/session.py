@@ -1,0 +1,221 @@
+"""/v1/stream: the life of one WebSocket, from its handshake to its named end.
+
+Requests are judged and done here; content comes from the fan-out, written past the library. While
+a client does not read, nothing more is read from it either, so that its own requests cannot make
+answers pile up. What strangers do wrong ends their connection with a code and harms nobody else.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from aiohttp import WSMsgType, web
+from aiohttp.web_request import BaseRequest
+
+from exchange.refusal import Code, Refusal, Refused
+from mdgateway.feed.candles import Interval
+from mdgateway.feed.records import FULL
+from mdgateway.http.config import HttpConfig
+from mdgateway.http.connection import Connection
+from mdgateway.http.json_format import dumps, refusal_fields
+from mdgateway.http.stream.fanout import Hub, Member
+from mdgateway.http.stream.requests import (
+    FULL_TEXT,
+    Authenticate,
+    BadRequest,
+    Id,
+    Ping,
+    Request,
+    Subscribe,
+    Unsubscribe,
+    parse,
+)
+from mdgateway.keys.admission import Admission, Bucket, Visitor
+
+CONNECTIONS: Final = "connections"
+CLOSING_S: Final = 5
+"""How long a client has to take its close frame before the connection is cut."""
+REFUSED_IN_A_ROW: Final = 100
+"""So many messages beyond the rate, one after the other, end a connection."""
+
+SUBSCRIBE_TIMEOUT: Final = 4001
+SLOW_CONSUMER: Final = 4002
+TOO_MANY_MESSAGES: Final = 4003
+KEY_ENDED: Final = 4004
+UNSUPPORTED: Final = 1003
+
+
+class Session:
+    """One WebSocket."""
+
+    def __init__(
+        self, hub: Hub, admission: Admission, config: HttpConfig, request: BaseRequest
+    ) -> None:
+        self._hub = hub
+        self._admission = admission
+        self._config = config
+        self._request = request
+        self._socket = web.WebSocketResponse(
+            max_msg_size=config.message_limit_bytes,
+            heartbeat=config.ping_interval_s,
+            timeout=CLOSING_S,
+        )
+        self._member: Member
+        self._bucket: Bucket
+        self._refused_in_a_row = 0
+        self._closing: asyncio.Task[None] | None = None
+
+    async def run(self, visitor: Visitor) -> web.StreamResponse:
+        """Serve until one of both sides ends it; raises Refused before the handshake."""
+        if not self._socket.can_prepare(self._request).ok:
+            raise Refused(
+                Refusal(
+                    Code.INVALID_ARGUMENT,
+                    "HANDSHAKE_INVALID",
+                    "this path speaks WebSocket, version 13",
+                    "upgrade",
+                )
+            )
+        self._admission.enter(visitor, CONNECTIONS)
+        try:
+            await self._socket.prepare(self._request)
+        except BaseException:
+            self._admission.leave(visitor, CONNECTIONS)
+            raise
+        protocol = cast(Connection, self._request.protocol)
+        transport = self._request.transport
+        if transport is None:
+            self._admission.leave(visitor, CONNECTIONS)
+            return self._socket
+        self._bucket = Bucket(visitor.tier.messages_per_second)
+        window = int(self._socket.compress)
+        now_ns = time.monotonic_ns()
+        self._member = Member(transport, self._socket, window, visitor, self.end, now_ns)
+        protocol.member = self._member
+        self._hub.enter(self._member)
+        try:
+            await self._converse()
+        finally:
+            self._hub.leave(self._member)
+            self._admission.leave(self._member.visitor, CONNECTIONS)
+        if self._closing is not None:
+            await self._closing
+        return self._socket
+
+    def end(self, code: int, reason: str) -> None:
+        """Close the connection with a named code; does not wait."""
+        if self._closing is None:
+            self._member.changed.set()
+            self._closing = asyncio.ensure_future(self._close(code, reason))
+
+    async def _close(self, code: int, reason: str) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING_S):
+                await self._socket.close(code=code, message=reason.encode())
+        transport = self._request.transport
+        if transport is not None:
+            # A client that takes not even its close frame is cut off, with all that waits for it.
+            transport.abort()
+
+    async def _converse(self) -> None:
+        while True:
+            message = await self._socket.receive()
+            if message.type is WSMsgType.BINARY:
+                self.end(UNSUPPORTED, "BINARY_UNSUPPORTED")
+                return
+            if message.type is not WSMsgType.TEXT or self._closing is not None:
+                return
+            self._take(message.data)
+            while self._member.is_full and self._closing is None:
+                await self._member.changed.wait()
+
+    def _take(self, text: str) -> None:
+        if not self._bucket.take(time.monotonic_ns()):
+            self._refused_in_a_row += 1
+            if self._refused_in_a_row >= REFUSED_IN_A_ROW:
+                self.end(TOO_MANY_MESSAGES, "TOO_MANY_MESSAGES")
+                return
+            tier = self._member.visitor.tier
+            limit = str(tier.messages_per_second)
+            text_ = f"more messages a second than the tier {tier.name} may send"
+            refusal = Refusal(
+                Code.RESOURCE_EXHAUSTED, "RATE_LIMIT", text_, "messages_per_second", "", limit
+            )
+            self._refuse(None, refusal)
+            return
+        self._refused_in_a_row = 0
+        request_id: Id = None
+        try:
+            pairs = self._hub.market.publications
+            request = parse(text, pairs, self._member.visitor.tier)
+            request_id = request.id
+            self._do(request)
+        except BadRequest as refused:
+            self._refuse(refused.request_id, refused.refusal)
+        except Refused as refused:
+            self._refuse(request_id, refused.refusal)
+
+    def _do(self, request: Request) -> None:
+        match request:
+            case Subscribe():
+                self._hub.subscribe(self._member, request, _subscribed(request))
+            case Unsubscribe():
+                self._hub.unsubscribe(self._member, request, _unsubscribed(request))
+            case Ping():
+                self._answer("pong", request.id, {"time_ns": str(time.time_ns())})
+            case Authenticate():
+                self._authenticate(request)
+
+    def _authenticate(self, request: Authenticate) -> None:
+        before = self._member.visitor
+        peer = self._request.remote or ""
+        visitor = self._admission.visitor(peer, request.key, time.time_ns())
+        self._admission.enter(visitor, CONNECTIONS)
+        self._admission.leave(before, CONNECTIONS)
+        self._member.visitor = visitor
+        self._bucket = Bucket(visitor.tier.messages_per_second)
+        assert visitor.key is not None
+        expires_ns = visitor.key.expires_ns
+        self._answer(
+            "authenticated",
+            request.id,
+            {
+                "tier": visitor.tier.name,
+                "expires_ns": None if expires_ns is None else str(expires_ns),
+            },
+        )
+
+    def _answer(self, kind: str, request_id: Id, fields: Mapping[str, Any]) -> None:
+        self._member.tell(_answer(kind, request_id, fields))
+
+    def _refuse(self, request_id: Id, refusal: Refusal) -> None:
+        self._answer("refused", request_id, refusal_fields(refusal))
+
+
+def _answer(kind: str, request_id: Id, fields: Mapping[str, Any]) -> bytes:
+    known = {} if request_id is None else {"id": request_id}
+    return dumps({"type": kind, **known, **fields})
+
+
+def _subscribed(request: Subscribe) -> bytes:
+    spec = request.spec
+    fields: dict[str, Any] = {"channel": spec.channel, "pairs": list(request.pairs)}
+    if spec.channel == "depth":
+        fields["levels"] = FULL_TEXT if spec.detail == FULL else spec.detail
+        fields["only_snapshots"] = spec.only_snapshots
+    if spec.channel == "candles":
+        fields["interval"] = Interval(spec.detail).text
+    if spec.channel in {"depth", "ticker", "candles"}:
+        fields["interval_ms"] = spec.interval_ms
+    if request.from_trade_number:
+        fields["from_trade_number"] = request.from_trade_number
+    return _answer("subscribed", request.id, fields)
+
+
+def _unsubscribed(request: Unsubscribe) -> bytes:
+    fields: dict[str, Any] = {"channel": request.channel, "pairs": list(request.pairs)}
+    if request.channel == "candles":
+        fields["interval"] = Interval(request.detail).text
+    return _answer("unsubscribed", request.id, fields)
