@@ -163,6 +163,12 @@ class Settlement:
     committed_number: int
     """How far the engine's log reaches."""
     posted_ns: int
+    checked_sequence: int
+    """The last command as of which books and engine were compared and found the same; 0: none
+    since the ledger's process started."""
+    checked_number: int
+    """The execution of that command: the comparison covers everything before it."""
+    checked_ns: int
 
 
 @dataclass(frozen=True, slots=True)

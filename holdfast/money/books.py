@@ -1,6 +1,6 @@
 """Calls to the books: balances, statements, proofs. Reads only; moving money is `funds`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -113,7 +113,7 @@ class BooksCalls(Calls):
 
     async def statement_lines(
         self, asset: str, purpose: str = "funding", pair: str = ""
-    ) -> AsyncIterator[StatementLine]:
+    ) -> AsyncGenerator[StatementLine, None]:
         """Yield an account's whole statement, newest first, asking page by page."""
         token = ""
         while True:
@@ -164,6 +164,9 @@ class BooksCalls(Calls):
                 item.cursor,
                 item.committed_number,
                 item.posted_ns,
+                item.checked_sequence,
+                item.checked_number,
+                item.checked_ns,
             )
             for item in answer.settlements
         )

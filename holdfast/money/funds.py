@@ -4,7 +4,7 @@ Each request that moves or promises something carries an id, made here unless it
 over retries; the answer carries it back, so that a program can ask again after its own death.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -137,7 +137,7 @@ class FundsCalls(RiskCalls):
 
     async def follow_deposit(
         self, transaction_id: str, *, watch: Retry = WATCH
-    ) -> AsyncIterator[Deposit]:
+    ) -> AsyncGenerator[Deposit, None]:
         """Yield a deposit whenever it changed, until it is no longer merely seen.
 
         Raises NotFound if no such payment was noticed, and ends, within the patience of `watch`.
@@ -273,7 +273,7 @@ class FundsCalls(RiskCalls):
 
     async def follow_withdrawal(
         self, withdrawal_id: UUID, *, watch: Retry = WATCH
-    ) -> AsyncIterator[Withdrawal]:
+    ) -> AsyncGenerator[Withdrawal, None]:
         """Yield a withdrawal whenever it changed, until its last state or the end of patience.
 
         One that waits for approvals waits for people: what follows then may come much later.

@@ -4,11 +4,11 @@ The chain and all balances are computed again by the ledger; that every asset su
 an owner's Merkle proof leads to the published root, is computed here. For a pair the engine is
 asked for a digest of all accounts, which is a command in the pair's order: the ledger reads it in
 the feed, computes the same digest of its own books at exactly that place, and stops settlement of
-the pair if they differ. So once the pair runs and is settled beyond the digest, ledger and engine
-were equal there, to the unit.
+the pair if they differ. So when the pair runs and the ledger says that it compared that command,
+ledger and engine were equal there, to the unit.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,8 @@ from holdfast.retry import Attempts, Retry
 
 RUNNING: Final = "running"
 STOPPED: Final = "stopped"
+NO_CUSTODIAN: Final = "there is no custodian"
+"""What a ledger that was started without one says."""
 PATIENT: Final = Retry(patience_s=60.0, attempt_s=10.0)
 """A digest has to be settled within so long."""
 
@@ -55,7 +57,7 @@ class Digest:
 class Verifying(BooksCalls, FundsCalls):
     """What proves money."""
 
-    async def verify(self, *, patience: Retry = PATIENT) -> AsyncIterator[Finding]:
+    async def verify(self, *, patience: Retry = PATIENT) -> AsyncGenerator[Finding, None]:
         """Yield what was found, as it is found: books, sums, custody, then each pair.
 
         A pair whose order entry was not named cannot be compared, and is found unsound. Services
@@ -150,6 +152,8 @@ class Verifying(BooksCalls, FundsCalls):
             Finding("custody", False, f"unexplained payout: {sentence}")
             for sentence in status.unexplained_payouts
         ]
+        if NO_CUSTODIAN in status.waiting_for:
+            return [*findings, Finding("custody", True, f"{NO_CUSTODIAN} to be compared with")]
         if not status.custodian_reachable:
             sentence = f"the custodian cannot be compared: {status.waiting_for or 'it is away'}"
             findings.append(Finding("custody", False, sentence))
@@ -161,19 +165,37 @@ class Verifying(BooksCalls, FundsCalls):
         return findings
 
     async def _pair_finding(self, settlement: Settlement, patience: Retry) -> Finding:
-        pair = settlement.pair
+        pair, attempts = settlement.pair, Attempts(patience)
         if settlement.state == STOPPED:
             return Finding(pair, False, f"settlement stopped: {settlement.sentence}")
-        try:
-            digest = await self.digest(pair)
-        except (CallFailed, OrderRejected) as error:
-            return Finding(pair, False, f"no digest of the engine: {error}")
-        settled = await self.until_settled(pair, digest.number, patience)
-        if settled is None or settled.state != RUNNING:
-            why = "the books do not follow it" if settled is None else settled.sentence
-            return Finding(pair, False, f"not proved at sequence {digest.sequence}: {why}")
-        if settled.cursor <= digest.number:
-            sentence = f"settled to {settled.cursor}, the digest is execution {digest.number}"
-            return Finding(pair, False, f"not proved at sequence {digest.sequence}: {sentence}")
-        sentence = f"ledger = engine at sequence {digest.sequence:,} ({digest.account_count}"
-        return Finding(pair, True, f"{sentence} accounts)")
+        while True:
+            try:
+                digest = await self.digest(pair)
+            except (CallFailed, OrderRejected) as error:
+                return Finding(pair, False, f"no digest of the engine: {error}")
+            settled = await self.until_settled(pair, digest.number, patience)
+            if settled is not None and _compared(settled, digest):
+                sentence = f"ledger = engine at sequence {digest.sequence:,}"
+                return Finding(pair, True, f"{sentence} ({digest.account_count} accounts)")
+            # A ledger that was started again after it had settled the digest knows of no
+            # comparison: then the next digest tells.
+            passed = settled is not None and settled.cursor > digest.number
+            if not passed or attempts.spent():
+                why = _missing(settled, digest)
+                return Finding(pair, False, f"not proved at sequence {digest.sequence:,}: {why}")
+            await attempts.pause()
+
+
+def _compared(settled: Settlement, digest: Digest) -> bool:
+    """Say whether the books, as they stand, were found the same as the engine at a digest."""
+    return settled.state == RUNNING and settled.checked_number >= digest.number
+
+
+def _missing(settled: Settlement | None, digest: Digest) -> str:
+    if settled is None:
+        return "the books do not follow the pair"
+    if settled.state != RUNNING:
+        return f"settlement is {settled.state}: {settled.sentence}"
+    if settled.cursor <= digest.number:
+        return f"settled to {settled.cursor}, and the digest is execution {digest.number}"
+    return f"last compared at execution {settled.checked_number}, not at {digest.number}"
