@@ -84,7 +84,7 @@ def add_arguments(
         "--http-port",
         type=int,
         default=port,
-        help=f"REST, WebSocket, page; {DEFAULT_HTTP_PORT}, or any with another --port; 0: any; -1: none",
+        help=f"{DEFAULT_HTTP_PORT} unless given, any with another --port; 0: any, -1: none",
     )
     parser.add_argument("--http-host", default=None, help="--host unless given")
     parser.add_argument("--keys", type=Path, default=keys, help="market data key file")
