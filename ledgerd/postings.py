@@ -262,6 +262,9 @@ def _move(
         raise AccountMissing(f"account {told.owner_id} was told funds without an account for them")
     keeping, trading = int(accounts.allotted[place]), int(accounts.trading[place])
     flight = int(accounts.in_flight[place])
+    if told.kind == TransferKind.ALLOT and not flight:
+        # Opened with the owner's first allotment of this very asset, after these were read.
+        raise AccountMissing(f"account {told.owner_id} was told funds that were never on their way")
     if told.kind == TransferKind.ALLOT:
         source, target = flight, trading if phase == Phase.VOIDED else keeping
     elif phase == Phase.VOIDED:
