@@ -149,8 +149,8 @@ def move_own(
 ) -> Posted:
     """Move an owner's money between funding and trading, once for each id.
 
-    The account it goes to is opened if the owner has the one it comes from. From trading only what is there can go: what engines hold, free or not, has to be released
-    first. Raises Refused.
+    The account it goes to is opened if the owner has the one it comes from. From trading only what
+    is there can go: what engines hold, free or not, has to be released first. Raises Refused.
     """
     refusal = judge_amount(amount_units) or judge_owner(*owner) or text_refusal("actor", actor)
     if refusal is None and set(purposes) != {Purpose.FUNDING, Purpose.TRADING}:

@@ -293,13 +293,15 @@ class SimulatedCustody:
     def _do(self, *command: Any) -> Any:
         with self._current() as (_, file):
             line = json.dumps(command).encode() + b"\n"
-            result = self._apply(json.loads(line))
             try:
+                result = self._apply(json.loads(line))
                 os.pwrite(file, line, self._read_bytes)
                 os.fdatasync(file)
-            except OSError as error:
+            except BaseException as error:
                 # What memory holds now was never written: read it all again when next asked.
                 self._chain, self._read_bytes = Chain(self._seed, self._weather), 0
+                if not isinstance(error, OSError):
+                    raise
                 raise CustodyUnavailable(f"{self.path} takes no more: {error}") from error
             self._read_bytes += len(line)
             return result
