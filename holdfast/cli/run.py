@@ -143,8 +143,11 @@ class Run:
         await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        except BaseExceptionGroup as errors:
+            raise first_of(errors) from errors
         return any(one.status is not None for one in self._screen.pairs)
 
     async def _start_and_show(self, supervisor: Supervisor, services: Services) -> None:
@@ -155,7 +158,7 @@ class Run:
             await supervisor.start()
             opened = [await self._opened(supervisor, one) for one in self._plan.pairs]
             await until_serving(supervisor, services)
-            deposits = await fund(services, self._instruments)
+            deposits = await fund(self._money, self._instruments)
             await supply_maker(services, self._instruments)
         spent_ms = (time.monotonic_ns() - started_ns) // 1_000_000
         count = sum(number for number, _ in opened)
@@ -202,10 +205,7 @@ class Run:
         try:
             done, _ = await asyncio.wait((watching, drawing), return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                try:
-                    task.result()
-                except BaseExceptionGroup as errors:
-                    raise first_of(errors) from errors
+                task.result()
         finally:
             for task in (watching, drawing):
                 task.cancel()

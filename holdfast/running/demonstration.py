@@ -4,7 +4,8 @@ Money comes in as it does for everybody: a deposit, then the owner's own move fr
 trading. From there riskd hands it to the engines: ahead of time for the market maker, which has
 targets, and to everybody else with the first order that lacks it.
 
-Every transfer has an id made from what it is for, so that a second start moves nothing twice.
+A second start finds the deposits there, and the moves have ids made from what they are for: nothing
+comes in or moves twice.
 """
 
 import asyncio
@@ -16,7 +17,10 @@ from uuid import UUID, uuid5
 from exchange.enums import Asset
 from exchange.instrument import Instrument
 from exchange.v1 import ledger_pb2, risk_pb2
-from holdfast.running.services import Services, asked
+from holdfast.money.client import AsyncMoneyClient
+from holdfast.retry import Retry
+from holdfast.running.plan import MoneyPlan
+from holdfast.running.services import PATIENT, Services, asked
 
 MAKER: Final = 1
 TRADERS: Final = (11, 12, 13, 14, 15, 16)
@@ -28,6 +32,7 @@ OTHER_FIRST_PRICE: Final = 100
 ACTOR: Final = "demonstration"
 _IDS: Final = UUID("6f1d6d5e-5c0f-4f4e-9f0a-8d3a1f6b7c21")
 LOOK_S: Final = 0.05
+WATCH: Final = Retry(patience_s=60.0, first_pause_s=0.05, longest_pause_s=0.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,60 +82,46 @@ def holdings(instruments: Iterable[Instrument], share: Share) -> dict[str, int]:
     return found
 
 
-async def fund(services: Services, instruments: list[Instrument]) -> int:
-    """Bring the participants' money to their trading accounts; return how much of it was new.
+async def fund(plan: MoneyPlan, instruments: list[Instrument]) -> int:
+    """Bring the participants' money to their trading accounts; return how many deposits were new.
 
-    Counted are deposits.
+    Raises CallFailed.
     """
-    decimals = decimals_of(instruments)
-    names, transfers = [], []
-    for asset in decimals:
-        names.append(_custody(asset))
-    for account, share in SHARES.items():
-        for asset, coins in holdings(instruments, share).items():
-            units = coins * 10 ** decimals[asset]
-            places = [
-                _custody(asset),
-                _name(account, asset, ledger_pb2.ACCOUNT_PURPOSE_FUNDING),
-                _name(account, asset, ledger_pb2.ACCOUNT_PURPOSE_TRADING),
-            ]
-            names += places[1:]
-            kinds = (ledger_pb2.TRANSFER_KIND_CORRECTION, ledger_pb2.TRANSFER_KIND_INTERNAL)
-            for kind, source, target in zip(kinds, places[:-1], places[1:], strict=True):
-                transfers.append(_transfer(kind, source, target, units))
-    await asked(services.books.OpenAccounts, ledger_pb2.OpenAccountsRequest(names=names))
-    request = ledger_pb2.PostTransfersRequest(transfers=transfers)
-    answer = await asked(services.books.PostTransfers, request)
-    return sum(not one.repeated for one in answer.transfers[::2])
+    async with asyncio.TaskGroup() as tasks:
+        bringing = [
+            tasks.create_task(_bring(plan, account, holdings(instruments, share)))
+            for account, share in SHARES.items()
+        ]
+    return sum(task.result() for task in bringing)
 
 
-def _custody(asset: str) -> ledger_pb2.AccountName:
-    return ledger_pb2.AccountName(
-        owner_kind=ledger_pb2.OWNER_KIND_EXCHANGE,
-        purpose=ledger_pb2.ACCOUNT_PURPOSE_CUSTODY,
-        asset=asset,
-    )
-
-
-def _name(account: int, asset: str, purpose: Any) -> ledger_pb2.AccountName:
-    return ledger_pb2.AccountName(
-        owner_kind=owner_kind(account), owner_id=account, purpose=purpose, asset=asset
-    )
-
-
-def _transfer(
-    kind: Any, source: ledger_pb2.AccountName, target: ledger_pb2.AccountName, units: int
-) -> ledger_pb2.NewTransfer:
-    return ledger_pb2.NewTransfer(
-        id=uuid5(_IDS, f"{kind} {target.owner_id} {target.asset}").bytes,
-        kind=kind,
-        phase=ledger_pb2.TRANSFER_PHASE_SINGLE,
-        legs=[
-            ledger_pb2.TransferLeg(name=source, amount_units=-units),
-            ledger_pb2.TransferLeg(name=target, amount_units=units),
-        ],
+async def _bring(plan: MoneyPlan, account: int, wanted: dict[str, int]) -> int:
+    """Deposit what an account has not deposited yet, and move it to trading."""
+    kind = "market-maker" if account == MAKER else "user"
+    async with AsyncMoneyClient(
+        account,
+        owner_kind=kind,
         actor=ACTOR,
-    )
+        ledger=plan.ledger,
+        risk=plan.risk,
+        retry=PATIENT,
+    ) as money:
+        known = {one.asset for one in (await money.deposits(page_size=1_000)).deposits}
+        fresh = [asset for asset in wanted if asset not in known]
+        async with asyncio.TaskGroup() as tasks:
+            for asset in fresh:
+                tasks.create_task(_deposit(money, asset, wanted[asset]))
+        for asset, coins in wanted.items():
+            made = uuid5(_IDS, f"{account} {asset}")
+            await money.transfer(asset, str(coins), transfer_id=made)
+    return len(fresh)
+
+
+async def _deposit(money: AsyncMoneyClient, asset: str, coins: int) -> None:
+    address = await money.deposit_address(asset)
+    transaction = await money.simulate_deposit(address.address, asset, str(coins))
+    async for _ in money.follow_deposit(transaction, watch=WATCH):
+        pass
 
 
 async def supply_maker(services: Services, instruments: list[Instrument]) -> None:

@@ -68,7 +68,9 @@ class Settled:
         if self.settlement.state != ledger_pb2.SETTLEMENT_STATE_RUNNING:
             return f"settlement {state}: {self.settlement.sentence}"
         count = self.behind_count()
-        return f"settled to {self.settlement.cursor:,}, {count:,} behind, {self.late_ms:,} ms"
+        words = f"settled to {self.settlement.cursor:,}, {count:,} behind, {self.late_ms:,} ms"
+        checked = self.settlement.checked_sequence
+        return f"{words}; ledger = engine at sequence {checked:,}" if checked else words
 
     @property
     def stopped(self) -> bool:

@@ -12,7 +12,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final, Self
 
-from exchange.config import RunFolder, segment_folder
+from exchange.config import RunFolder, load_instrument, segment_folder
 
 PAIRS: Final = ("BTC-USDT", "ETH-USDT")
 """What runs unless somebody asks for other pairs: two that share an asset."""
@@ -28,6 +28,15 @@ LEDGERD: Final = "ledgerd"
 RISKD: Final = "riskd"
 MDGATEWAY: Final = "mdgateway"
 ENGINE: Final = "engine"
+
+
+CUSTODY: Final = (
+    *("--custodian", "simulated", "--block-every", "200ms", "--confirmations", "3"),
+    *("--address-wait", "10s"),
+)
+"""A chain for demonstrations: a block five times a second, and nobody waits a day."""
+APPROVAL_ABOVE: Final = {"BTC": "0.1", "ETH": "2", "USDT": "10000"}
+"""Withdrawals above need somebody else's approval; of other assets all do."""
 
 
 def orders_offset(place: int) -> int:
@@ -188,7 +197,8 @@ class Plan:
             common += ("--follow", f"{one.pair}={one.target}")
         ledgerd = ("-m", "ledgerd", *common, "--port", str(self.money.ledger_port))
         ledgerd += ("--database-url", addresses["ledger"])
-        ledgerd += ("--owner-url", addresses["ledger_owner"])
+        ledgerd += ("--owner-url", addresses["ledger_owner"], "--risk", self.money.risk)
+        ledgerd += (*CUSTODY, *self._approvals())
         riskd = ("-m", "riskd", *common, "--port", str(self.money.risk_port))
         riskd += ("--ledger", self.money.ledger, "--database-url", addresses["risk"])
         return [Process(LEDGERD, ledgerd, Stage.BOOKS), Process(RISKD, riskd, Stage.RISK)]
@@ -200,8 +210,19 @@ class Plan:
         found = [Process(ENGINE, engine, Stage.ENGINES, one.pair)]
         for ring in range(one.entry_count):
             entry = ("-m", "engine.entry_server", *common, "--ring", str(ring))
-            entry += ("--port", str(one.orders_port))
+            entry += ("--port", str(one.orders_port), "--processes", str(one.entry_count))
+            if self.money is not None:
+                entry += ("--risk", self.money.risk)
             found.append(Process(f"entry-{ring}", entry, Stage.DOORS, one.pair))
+        return found
+
+    def _approvals(self) -> tuple[str, ...]:
+        """Return from which amounts on somebody else has to approve a withdrawal."""
+        instruments = [load_instrument(one.pair, self.instruments) for one in self.pairs]
+        assets = {name for one in instruments for name in (one.base_asset, one.quote_asset)}
+        found: tuple[str, ...] = ()
+        for asset in sorted(assets & APPROVAL_ABOVE.keys()):
+            found += ("--approval-above", f"{asset}={APPROVAL_ABOVE[asset]}")
         return found
 
     def _instruments(self) -> tuple[str, ...]:

@@ -12,19 +12,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from holdfast.running.supervisor import free_ports
+from ledgerd.database import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+BTC, ETH = "BTC-USDT", "ETH-USDT"
+SHARED = "exchange"
+"""What a line begins with that is about no pair."""
 
 
 class RunProcess:
     """One run, its output so far, and what the last line says of its processes."""
 
-    def __init__(self, run: Path, segments: Path, ports: tuple[int, int], *more: str) -> None:
+    def __init__(self, run: Path, segments: Path, pairs: tuple[str, ...], *more: str) -> None:
         self.run = run
-        self.orders_target, self.market_data_target = (f"127.0.0.1:{port}" for port in ports)
+        ports = [str(port) for port in free_ports(3 + len(pairs))]
+        market_data, ledger, risk = ports[:3]
+        self.targets = {
+            pair: f"127.0.0.1:{port}" for pair, port in zip(pairs, ports[3:], strict=True)
+        }
+        self.market_data_target = f"127.0.0.1:{market_data}"
+        self.ledger_target = f"127.0.0.1:{ledger}"
+        self.risk_target = f"127.0.0.1:{risk}"
         self.lines: list[str] = []
-        arguments = ["--run", str(run), "--port", str(ports[0])]
-        arguments += ["--market-data-port", str(ports[1]), "--durability", "os"]
+        arguments = ["--run", str(run), "--durability", "os"]
+        for pair, port in zip(pairs, ports[3:], strict=True):
+            arguments += ["--pair", f"{pair}={port}"]
+        arguments += ["--market-data-port", market_data, "--ledger-port", ledger]
+        arguments += ["--risk-port", risk]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "holdfast.cli", "run", *arguments, *more],
             cwd=ROOT,
@@ -33,6 +47,11 @@ class RunProcess:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    @property
+    def orders_target(self) -> str:
+        """Return where order entry of the first pair listens."""
+        return next(iter(self.targets.values()))
 
     def line(self) -> str:
         """Return the next line; an output that ends is an error that shows it all."""
@@ -43,31 +62,43 @@ class RunProcess:
         return line.rstrip()
 
     def logs(self) -> str:
-        paths = sorted(self.run.glob("*/logs/*.log"))
+        paths = sorted(self.run.glob("**/logs/*.log"))
         return "\n".join(f"--- {path.name}\n{path.read_text()[-2_000:]}" for path in paths)
 
-    def until(self, words: str) -> str:
-        """Return the first line from here on that holds the words."""
-        while words not in (line := self.line()):
+    def until(self, words: str, of: str = "") -> str:
+        """Return the first line from here on, about a pair or SHARED if asked, with the words."""
+        while words not in (line := self.line()) or not line.startswith(of):
             pass
         return line
 
-    def pid(self, name: str) -> int:
+    def pid(self, name: str, of: str = BTC) -> int:
         """Return the process number in the next line that gives one."""
         while True:
-            found = re.search(rf"\b{name} (\d+)", self.until(" | "))
+            found = re.search(rf"\b{name} (\d+)", self.until(" | ", of))
             if found:
                 return int(found[1])
 
-    def sequence(self) -> int:
+    def sequence(self, of: str = BTC) -> int:
         """Return the sequence in the next line of an engine that is ready."""
-        found = re.search(r"sequence ([\d,]+)", self.until("ready epoch"))
+        found = re.search(r"sequence ([\d,]+)", self.until("ready epoch", of))
         assert found is not None
         return int(found[1].replace(",", ""))
 
-    def stop(self) -> str:
+    def settled(self, of: str = BTC) -> int:
+        """Return how far a pair is settled in the next line of running books that says so."""
+        while True:
+            found = re.search(rf"{of} settled to ([\d,]+)", self.until(" settled to ", SHARED))
+            if found:
+                return int(found[1].replace(",", ""))
+
+    def postmaster(self) -> int:
+        """Return the process number of the database itself."""
+        said = (self.run / "postgres" / "data" / "postmaster.pid").read_text()
+        return int(said.split("\n", 1)[0])
+
+    def stop(self, how: int = signal.SIGINT) -> str:
         """Stop as Ctrl-C does; return the rest of the output."""
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(how)
         return self.rest()
 
     def rest(self) -> str:
@@ -75,6 +106,20 @@ class RunProcess:
         rest, _ = self.process.communicate()
         assert self.process.returncode == 0, rest + self.logs()
         return rest
+
+
+@contextlib.contextmanager
+def run_folder() -> Iterator[Path]:
+    """Give a folder for a run; PostgreSQL may run as another user, who has to reach it."""
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-run-"))
+    folder.chmod(0o755)
+    try:
+        yield folder / "run"
+    finally:
+        # Left running only where a test killed everything and did not start it again.
+        EmbeddedPostgres(folder / "run" / "postgres").stop("immediate")
+        # A run that was killed may still be stopping what it started.
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -88,10 +133,11 @@ def segment_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def running(run: Path, segments: Path, *more: str) -> Iterator[RunProcess]:
+def running(
+    run: Path, segments: Path, *more: str, pairs: tuple[str, ...] = (BTC, ETH)
+) -> Iterator[RunProcess]:
     """Start `holdfast run`; whatever happens, it and its children are gone afterwards."""
-    orders_port, market_data_port = free_ports(2)
-    started = RunProcess(run, segments, (orders_port, market_data_port), *more)
+    started = RunProcess(run, segments, pairs, *more)
     try:
         yield started
     finally:

@@ -8,11 +8,33 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from tests.integration.run_process import ROOT, running, segment_folder
+from holdfast.running.demonstration import MAKER, TRADERS, VISITOR
+from ledgerd.chart import Purpose
+from ledgerd.database import SERVICE, EmbeddedPostgres
+from tests.integration.run_process import (
+    BTC,
+    ETH,
+    ROOT,
+    SHARED,
+    RunProcess,
+    run_folder,
+    running,
+    segment_folder,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+ALLOTTED, FEES = int(Purpose.ALLOTTED), int(Purpose.FEES)
+
+
+@pytest.fixture
+def run() -> Iterator[Path]:
+    with run_folder() as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -32,79 +54,131 @@ def holdfast(segments: Path, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_a_run_trades_stops_by_itself_and_the_next_one_goes_on(
-    tmp_path: Path, segments: Path
+def test_two_pairs_trade_with_one_balance_and_the_next_run_goes_on_with_it(
+    run: Path, segments: Path
 ) -> None:
-    with running(tmp_path / "run", segments, "--seconds", "5", "--flow-rate", "400") as run:
-        assert "is open, new; 20 transfers funded its accounts" in run.until("is open")
-        assert f"grpcurl -plaintext {run.orders_target} list" in run.until("grpcurl")
-        pids = [run.pid(name) for name in ("engine", "entry-0", "entry-1", "mdgateway", "flow")]
-        rest = run.rest()
-        first = max(int(n.replace(",", "")) for n in re.findall(r"sequence ([\d,]+)", rest))
-        assert first > 20, "nothing was traded"
-        assert rest.index("stopping flow") < rest.index("stopping engine")
-        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    with running(run, segments, "--flow-rate", "200") as first:
+        opened = first.until("open, new")
+        assert "24 deposits funded its accounts" in opened
+        assert f"grpcurl -plaintext {first.orders_target} list" in first.until("grpcurl")
+        shared = [first.pid(name, SHARED) for name in ("postgres", "ledgerd", "riskd", "flow")]
+        traded(first, BTC)
+        traded(first, ETH)
+        assert "trial balance zero | no alarms" in first.until("trial balance", SHARED)
+        rest = first.stop(signal.SIGTERM)
+        order = ["flow", "riskd", "engine of ETH-USDT", "ledgerd", "postgres"]
+        places = [rest.index(f"stopping {name}") for name in order]
+        assert places == sorted(places)
+        assert places[0] < rest.index("the books are settled") < places[1]
+        assert not any(Path(f"/proc/{pid}").exists() for pid in shared)
         assert list(segments.iterdir()) == []
-    with running(tmp_path / "run", segments, "--no-flow") as run:
-        found = re.search(r"as it was after ([\d,]+) executions; its", run.until("is open"))
-        assert found is not None
-        assert int(found[1].replace(",", "")) >= first
-        run.until("ready epoch")
-        assert "stopping engine" in run.stop()
+    before = balances(run)
+    owners = {owner for owner, *_ in before}
+    assert {MAKER, VISITOR, *TRADERS} <= owners
+    # One balance of USDT went into both pairs and trades there.
+    for pair in (BTC, ETH):
+        assert any(before.get((owner, ALLOTTED, "USDT", pair)) for owner in TRADERS)
+        assert before[0, FEES, "USDT", pair] > 0
+    with running(run, segments, "--no-flow") as second:
+        assert "its accounts have funds" in second.until("open, as it was after")
+        verified = holdfast(segments, "verify", *verified_where(second))
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        second.stop(signal.SIGTERM)
+    assert balances(run) == before
 
 
-def test_kill_9_of_any_process_heals_and_the_flow_goes_on(tmp_path: Path, segments: Path) -> None:
-    with running(tmp_path / "run", segments, "--flow-rate", "300") as run:
-        for name in ("engine", "entry-0", "entry-1", "mdgateway", "flow"):
-            pid = run.pid(name)
-            os.kill(pid, signal.SIGKILL)
-            while run.pid(name) == pid:
-                pass
-            before = run.sequence()
-            while run.sequence() < before + 200:
-                pass
-            # The gateway's stream is alive again, too: the line has best prices.
-            assert "(1 restarts)" in run.until("bid ")
-        run.stop()
+def traded(run: RunProcess, pair: str) -> None:
+    """Return once the books have settled trades of the pair: an engine earned fees there."""
+    while not re.search(r"[1-9][\d,]* trades/s", run.until("ready epoch", pair)):
+        pass
+    number = run.sequence(pair)
+    while run.settled(pair) < number:
+        pass
 
 
-def test_kill_9_of_everything_at_once_leaves_nothing_that_stops_the_next_run(
-    tmp_path: Path, segments: Path
+def balances(run: Path) -> dict[tuple[int, int, str, str], int]:
+    """Return what stands in the books of a stopped run, by owner, purpose, asset and pair."""
+    postgres = EmbeddedPostgres(run / "postgres")
+    postgres.start()
+    url = postgres.url(SERVICE).set(drivername="postgresql")
+    query = """
+        SELECT owner_id, purpose, asset, pair, amount
+        FROM accounts JOIN balances ON account_id = accounts.id
+    """
+    try:
+        with psycopg.connect(url.render_as_string()) as connection:
+            found = connection.execute(query).fetchall()
+    finally:
+        postgres.stop()
+    return {(owner, purpose, asset, pair): units for owner, purpose, asset, pair, units in found}
+
+
+def verified_where(run: RunProcess) -> list[str]:
+    """Return the arguments with which `holdfast verify` finds a run."""
+    found = ["--ledger", run.ledger_target, "--risk", run.risk_target]
+    for pair, target in run.targets.items():
+        found += ["--pair", f"{pair}={target}"]
+    return found
+
+
+def test_kill_9_of_any_process_heals_and_of_everything_at_once_too(
+    run: Path, segments: Path
 ) -> None:
-    with running(tmp_path / "run", segments, "--flow-rate", "300") as run:
-        before = run.sequence()
-        while run.sequence() < before + 200:
-            pass
-        names = ("engine", "entry-0", "entry-1", "mdgateway", "flow")
-        pids = [run.process.pid, *(run.pid(name) for name in names)]
-        for pid in pids:
+    with running(run, segments, "--flow-rate", "200") as first:
+        rounds = (
+            [("engine", BTC), ("mdgateway", SHARED), ("ledgerd", SHARED)],
+            [("entry-0", ETH), ("riskd", SHARED), ("flow", SHARED)],
+            [("entry-1", BTC), ("postgres", SHARED), ("postmaster", SHARED)],
+        )
+        for victims in rounds:
+            pids = {victim: pid_of(first, *victim) for victim in victims}
+            for pid in pids.values():
+                os.kill(pid, signal.SIGKILL)
+            for victim, pid in pids.items():
+                while pid_of(first, *victim) == pid:
+                    pass
+            goes_on(first)
+        everything = [
+            first.process.pid,
+            *(pid_of(first, name, pair) for pair in (BTC, ETH) for name in ("engine", "entry-0")),
+            *(pid_of(first, name, SHARED) for name in ("ledgerd", "riskd", "postgres")),
+            first.postmaster(),
+        ]
+        for pid in everything:
             os.kill(pid, signal.SIGKILL)
-        run.process.wait()
+        first.process.wait()
     assert list(segments.iterdir()), "nothing was left behind: this test tests nothing"
-    with running(tmp_path / "run", segments, "--no-flow") as run:
-        assert "holdfast-btc-usdt-vault" in run.until("removed segments of dead owners")
-        run.until("as it was after")
-        run.stop()
+    with running(run, segments, "--flow-rate", "200") as second:
+        removed = second.until("removed segments of dead owners")
+        assert "holdfast-btc-usdt-vault" in removed
+        assert "holdfast-eth-usdt-vault" in removed
+        second.until("open, as it was after")
+        goes_on(second)
+        verified = holdfast(segments, "verify", *verified_where(second))
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        second.stop()
 
 
-def test_a_second_run_is_refused_with_a_sentence(tmp_path: Path, segments: Path) -> None:
-    with running(tmp_path / "run", segments, "--no-flow") as run:
-        run.until("is open")
-        run_folder = ("run", "--run", str(tmp_path / "run"), "--port", "1")
-        second = holdfast(segments, *run_folder, "--market-data-port", "2")
-        assert second.returncode == 1
-        assert f"is in use by process {run.process.pid}" in second.stderr
-        port = run.orders_target.rpartition(":")[2]
-        third = holdfast(segments, "run", "--run", str(tmp_path / "other"), "--port", port)
-        assert third.returncode == 1
-        assert f"port {port} of 127.0.0.1 is in use; choose another one" in third.stderr
-        run.stop()
+def pid_of(run: RunProcess, name: str, of: str) -> int:
+    return run.postmaster() if name == "postmaster" else run.pid(name, of)
 
 
-def test_orders_by_hand(tmp_path: Path, segments: Path) -> None:
-    with running(tmp_path / "run", segments, "--no-flow", "--entries", "1") as run:
-        run.until("is open")
-        where = ("--target", run.orders_target, "--market-data", run.market_data_target)
+def goes_on(run: RunProcess) -> None:
+    """Return once both pairs take orders again, the gateway shows them, and the books follow."""
+    for pair in (BTC, ETH):
+        before = run.sequence(pair)
+        while run.sequence(pair) < before + 100:
+            pass
+        run.until("bid ", pair)
+        while run.settled(pair) < before + 100:
+            pass
+    run.until("no alarms", SHARED)
+
+
+def test_orders_by_hand_and_a_second_run_that_is_refused(run: Path, segments: Path) -> None:
+    with running(run, segments, "--no-flow", "--entries", "1", pairs=(BTC,)) as first:
+        first.until("open, new")
+        where = ("--target", first.orders_target, "--market-data", first.market_data_target)
         entered = holdfast(segments, "submit", "buy", "0.5", "--price", "60000", *where)
         assert entered.returncode == 0, entered.stderr
         assert "accepted" in entered.stdout
@@ -117,7 +191,15 @@ def test_orders_by_hand(tmp_path: Path, segments: Path) -> None:
         assert wrong.returncode == 1
         assert wrong.stderr.startswith("holdfast: PRICE")
         assert "1 orders cancelled" in holdfast(segments, "cancel", "--all", *where).stdout
-        run.stop()
+
+        same_folder = holdfast(segments, "run", "--run", str(run), "--port", "1")
+        assert same_folder.returncode == 1
+        assert f"is in use by process {first.process.pid}" in same_folder.stderr
+        port = first.orders_target.rpartition(":")[2]
+        same_port = holdfast(segments, "run", "--run", f"{run}-other", "--port", port)
+        assert same_port.returncode == 1
+        assert f"port {port} of 127.0.0.1 is in use; choose another one" in same_port.stderr
+        first.stop()
 
 
 @pytest.mark.parametrize(

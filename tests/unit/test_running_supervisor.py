@@ -339,7 +339,7 @@ def test_a_plan_names_every_process_of_its_pairs(tmp_path: Path) -> None:
         ("", "mdgateway"),
     ]
     entry = " ".join(first["BTC-USDT", "entry-1"])
-    assert "--ring 1 --port 8850" in entry
+    assert entry.endswith("--ring 1 --port 8850 --processes 2 --risk 127.0.0.1:8871")
     engine = " ".join(first["BTC-USDT", "engine"])
     assert engine.endswith("--durability os --inboxes 2")
     assert {"BTC-USDT", "ETH-USDT"} < {*first["", "mdgateway"]}
@@ -347,8 +347,11 @@ def test_a_plan_names_every_process_of_its_pairs(tmp_path: Path) -> None:
     ledgerd, riskd = (" ".join(one.arguments) for one in plan.second(addresses))
     follow = "--follow BTC-USDT=127.0.0.1:8850 --follow ETH-USDT=127.0.0.1:8860"
     assert f"{follow} --port 8870 --database-url url-1 --owner-url url-2" in ledgerd
+    assert "--risk 127.0.0.1:8871 --custodian simulated" in ledgerd
+    assert "--approval-above BTC=0.1" in ledgerd
     assert f"{follow} --port 8871 --ledger 127.0.0.1:8870 --database-url url-3" in riskd
     bare = Plan(tmp_path, pairs[:1]).first()
+    assert "--risk" not in bare[1].arguments
     assert [one.name for one in bare] == ["engine", "entry-0", "entry-1"]
 
 
