@@ -17,7 +17,7 @@ from ledgerd.chart import Phase
 from ledgerd.custody.adapter import Custody, PayoutState
 from ledgerd.custody.deposit_rules import DepositState
 from ledgerd.custody.journal import START, Change, Subject, event_hash, transfer_id
-from ledgerd.custody.withdrawal_rules import Asked, WithdrawalState
+from ledgerd.custody.withdrawal_rules import COUNTED, Asked, ReservationState, WithdrawalState
 from ledgerd.ledger import at_connection
 
 COMPLAINT_LIMIT: Final = 100
@@ -62,6 +62,7 @@ def verify_money(engine: Engine) -> list[str]:
         last = _verify_events(connection, complain)
         _verify_deposits(connection, last, complain)
         _verify_withdrawals(connection, last, complain)
+        _verify_reservations(connection, complain)
     return found
 
 
@@ -148,6 +149,30 @@ def _verify_withdrawals(
             complain(f"withdrawal {made} is in state {state}; its last event says {told}")
         if phases.get(transfer_id(made, "hold")) != _WITHDRAWALS[state]:
             complain(f"withdrawal {made} is {state.name} and the books disagree")
+
+
+def _verify_reservations(connection: Connection, complain: Callable[[str], None]) -> None:
+    """Hold what riskd was asked to count against what was set aside.
+
+    A withdrawal without any reservation was asked for while ledgerd had no riskd to ask.
+    """
+    query: Any = (
+        "SELECT kept.withdrawal_id, count(*) FILTER (WHERE kept.state = ANY(%s)),"
+        " bool_and(kept.state <> ALL(%s) OR (withdrawals.id IS NOT NULL"
+        " AND withdrawals.owner_id = kept.owner_id AND withdrawals.asset = kept.asset"
+        " AND withdrawals.amount_units = kept.amount_units)),"
+        " coalesce(bool_or(withdrawals.state = ANY(%s)), false)"
+        " FROM withdrawal_reservations AS kept"
+        " LEFT JOIN withdrawals ON withdrawals.id = kept.withdrawal_id"
+        " GROUP BY kept.withdrawal_id ORDER BY kept.withdrawal_id"
+    )
+    taken = [int(ReservationState.TAKEN), int(ReservationState.KEPT)]
+    given = (taken, taken, [int(state) for state in COUNTED])
+    for made, count, same, counts in connection.execute(query, given):
+        if not same:
+            complain(f"withdrawal {made} is counted at riskd as something else")
+        elif count > 1 or (counts and not count):
+            complain(f"withdrawal {made} is counted at riskd {count} times")
 
 
 def unexplained_payouts(engine: Engine, custody: Custody) -> list[str]:
