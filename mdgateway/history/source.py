@@ -1,0 +1,207 @@
+"""The candles of a running gateway: in memory for whoever follows, in the store for ever.
+
+A ``PairCandles`` counts every trade once, at once and in memory; the ``CandleKeeper`` writes what
+changed once a second, in a thread. What a crash takes is at most a second, and the engine's ring
+gives those trades again. A store that cannot write (disk full) is said once and tried again; the
+candles in memory go on.
+
+Invariants: a trade that was counted is never counted again, also over restarts; missing trade
+numbers are kept as holes, which ``backfill`` can close.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+
+from mdgateway.feed.candles import Candle, CandlePage, Interval
+from mdgateway.feed.trade_log import TRADE_NUMBER, TRADE_TIME_NS
+from mdgateway.history.rollup import SECOND_NS, Series, candles_of_seconds, end_of
+from mdgateway.history.store import SECONDS_KEPT_NS, CandleStore, Change, Hole, Position
+
+Rows = npt.NDArray[np.int64]
+
+MEMORY_CANDLES: Final = 1_500
+"""Candles of each interval in memory; a client's first page never reads a disk."""
+WRITE_EVERY_S: Final = 1.0
+SETTLED_NS: Final = 5 * SECOND_NS
+"""A trade's time is stamped before it is synced and told; later than this none comes."""
+_PRUNE_EVERY: Final = 3_600
+"""Writes between two removals of old seconds."""
+
+log = logging.getLogger(__name__)
+
+
+class PairCandles:
+    """The candles of one pair (``mdgateway.feed.candles.CandleSource``)."""
+
+    def __init__(self, pair: str, store: CandleStore) -> None:
+        self.pair = pair
+        self.revision = 0
+        self._store = store
+        self._position, candles = store.load(pair, MEMORY_CANDLES)
+        self._series = {interval: Series(interval, MEMORY_CANDLES) for interval in Interval}
+        for interval, series in self._series.items():
+            series.load(candles[interval])
+        self._closed_before_ns = self._position.last_time_ns
+        self._dirty: dict[tuple[Interval, int], Candle] = {}
+        self._holes: list[Hole] = []
+
+    def add_trades(self, rows: Rows) -> None:
+        """Take trades in rows of ``trade_log``, oldest first; known ones are passed over."""
+        rows = self._fresh(rows)
+        if not len(rows):
+            return
+        self._note_hole(rows)
+        last_ns = self._position.last_time_ns
+        for piece in candles_of_seconds(rows, last_ns):
+            for interval, series in self._series.items():
+                candle = series.lay(piece)
+                self._dirty[interval, candle.start_ns] = candle
+        last_ns = max(last_ns, int(rows[:, TRADE_TIME_NS].max()))
+        self._position = Position(self._position.history, int(rows[-1, TRADE_NUMBER]), last_ns)
+        self._closed_before_ns = max(self._closed_before_ns, last_ns)
+        self.revision += 1
+
+    def _fresh(self, rows: Rows) -> Rows:
+        known = rows[rows[:, TRADE_NUMBER] <= self._position.last_trade_number]
+        if len(known) and int(known[-1, TRADE_TIME_NS]) > self._position.last_time_ns:
+            # Low numbers at a later time: the pair began anew while nobody looked.
+            self.forget()
+        return rows[rows[:, TRADE_NUMBER] > self._position.last_trade_number]
+
+    def _note_hole(self, rows: Rows) -> None:
+        numbers = np.concatenate(([self._position.last_trade_number], rows[:, TRADE_NUMBER]))
+        times_ns = np.concatenate(([self._position.last_time_ns], rows[:, TRADE_TIME_NS]))
+        for index in np.flatnonzero(np.diff(numbers) > 1).tolist():
+            self._holes.append(
+                Hole(
+                    int(numbers[index]) + 1,
+                    int(numbers[index + 1]) - 1,
+                    int(times_ns[index]),
+                    int(times_ns[index + 1]),
+                )
+            )
+
+    def forget(self) -> None:
+        """Begin another history without trades; the old one stays in the store."""
+        self._position = Position(self._position.history + 1)
+        for series in self._series.values():
+            series.load(())
+        self._dirty.clear()
+        self._holes.clear()
+        self._closed_before_ns = 0
+        self.revision += 1
+
+    def close_before(self, time_ns: int) -> None:
+        """Say that no trade from before this moment comes any more."""
+        before = self._closed_before_ns
+        if time_ns <= before:
+            return
+        self._closed_before_ns = time_ns
+        for interval, series in self._series.items():
+            newest = series.newest()
+            if newest and before < end_of(interval, newest.start_ns) <= time_ns:
+                self.revision += 1
+
+    def recent(self, interval: Interval, from_ns: int, limit: int) -> tuple[Candle, ...]:
+        """Return the newest `limit` candles that start at `from_ns` or later, from memory."""
+        return self._said(interval, self._series[interval].between(from_ns, 1 << 62, limit))
+
+    async def page(self, interval: Interval, from_ns: int, to_ns: int, limit: int) -> CandlePage:
+        """Return the newest `limit` candles with from_ns <= start < to_ns, also from the store."""
+        series = self._series[interval]
+        # One more than asked for says whether there is anything older.
+        found = series.between(from_ns, to_ns, limit + 1)
+        if len(found) <= limit and series.is_full:
+            oldest_ns = series.oldest_start_ns
+            history, wanted = self._position.history, limit + 1 - len(found)
+            span = from_ns, min(to_ns, oldest_ns), wanted
+            older = await asyncio.to_thread(self._store.page, self.pair, history, interval, *span)
+            found = older + found
+        next_to_ns = found[-limit].start_ns if len(found) > limit else 0
+        return CandlePage(self._said(interval, found[-limit:]), next_to_ns)
+
+    def _said(self, interval: Interval, candles: list[Candle]) -> tuple[Candle, ...]:
+        before = self._closed_before_ns
+        return tuple(
+            candle._replace(closed=end_of(interval, candle.start_ns) <= before)
+            for candle in candles
+        )
+
+    def take_change(self) -> Change | None:
+        """Return what the store does not know yet, and consider it known."""
+        if not self._dirty:
+            return None
+        change = Change(self._position, self._dirty, self._holes)
+        self._dirty, self._holes = {}, []
+        return change
+
+    def give_back(self, change: Change) -> None:
+        """Take back what could not be written, unless it is of a history that is over."""
+        if change.position.history == self._position.history:
+            self._dirty = {**change.candles, **self._dirty}
+            self._holes = [*change.holes, *self._holes]
+
+
+class CandleKeeper:
+    """All pairs' candles (``mdgateway.feed.candles.CandleSources``), and who writes them."""
+
+    def __init__(self, store: CandleStore, clock: Callable[[], int] = time.time_ns) -> None:
+        self._store = store
+        self._clock = clock
+        self._pairs: dict[str, PairCandles] = {}
+        self._write_count = 0
+        self.trouble = ""
+        """Why candles cannot be written; empty: they can."""
+
+    def source_of(self, pair: str) -> PairCandles:
+        """Return the pair's candles, with what the store has of them."""
+        if pair not in self._pairs:
+            self._pairs[pair] = PairCandles(pair, self._store)
+        return self._pairs[pair]
+
+    async def run(self) -> None:
+        """Write what changed, once a second, until cancelled; then once more."""
+        try:
+            while True:
+                await asyncio.sleep(WRITE_EVERY_S)
+                for candles in self._pairs.values():
+                    candles.close_before(self._clock() - SETTLED_NS)
+                await self.write()
+        finally:
+            await asyncio.shield(self.write())
+            self._store.close()
+
+    async def write(self) -> None:
+        """Write what changed; what cannot be written is kept for the next time."""
+        changes = {}
+        for pair, candles in self._pairs.items():
+            change = candles.take_change()
+            if change is not None:
+                changes[pair] = change
+        if not changes:
+            return
+        try:
+            await asyncio.to_thread(self._write, changes)
+        except duckdb.Error as error:
+            for pair, change in changes.items():
+                self._pairs[pair].give_back(change)
+            if not self.trouble:
+                log.error("candles cannot be written, they stay in memory: %s", error)
+            self.trouble = str(error)
+            return
+        if self.trouble:
+            log.info("candles can be written again")
+        self.trouble = ""
+
+    def _write(self, changes: dict[str, Change]) -> None:
+        self._store.write(changes)
+        self._write_count += 1
+        if self._write_count % _PRUNE_EVERY == 1:
+            self._store.forget_seconds_before(self._clock() - SECONDS_KEPT_NS)

@@ -1,0 +1,245 @@
+"""The candles of all pairs in one DuckDB file; one process has it open at a time.
+
+What one ``write`` is given is there as a whole or not at all, together with the number of the last
+trade that it counts: after a crash the gateway goes on from exactly that trade, with those that
+are still in the engine's ring. Candles of one second are kept for a month, the others for ever.
+
+When a pair begins anew (its engine's history was thrown away), so does its series: rows carry the
+number of the history, and only the newest one is shown.
+
+It blocks: callers that must not wait use a thread. It knows nothing of subscribers.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import duckdb
+
+from mdgateway.feed.candles import Candle, Interval
+from mdgateway.history.rollup import SECOND_NS, offset_ns
+
+FILE_NAME: Final = "candles.duckdb"
+IMPORT_FOLDER: Final = "import"
+"""Below the store's folder: files of ``backfill``, taken in when the store is opened."""
+SECONDS_KEPT_NS: Final = 31 * 86_400 * SECOND_NS
+
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS positions (
+    pair VARCHAR PRIMARY KEY, history INTEGER, last_trade_number BIGINT, last_time_ns BIGINT);
+CREATE TABLE IF NOT EXISTS candles (
+    pair VARCHAR, history INTEGER, length TINYINT, start_ns BIGINT,
+    open_ticks BIGINT, high_ticks BIGINT, low_ticks BIGINT, close_ticks BIGINT,
+    lots HUGEINT, tick_lots HUGEINT, trade_count BIGINT, last_trade_number BIGINT,
+    PRIMARY KEY (pair, history, length, start_ns));
+CREATE TABLE IF NOT EXISTS holes (
+    pair VARCHAR, history INTEGER, first_trade_number BIGINT, last_trade_number BIGINT,
+    from_ns BIGINT, to_ns BIGINT, PRIMARY KEY (pair, history, first_trade_number));
+"""
+_FIGURES: Final = (
+    "start_ns, open_ticks, high_ticks, low_ticks, close_ticks, lots, tick_lots, trade_count,"
+    " last_trade_number"
+)
+# Lays the candles of one second between two moments together; a candle that counts more trades
+# than its seconds do (because these are not kept for ever) stays as it is.
+_AGAIN: Final = """
+INSERT OR REPLACE INTO candles
+SELECT fresh.* FROM (
+    SELECT pair, history, $length AS length,
+           (start_ns - $offset) // $span * $span + $offset AS bucket,
+           arg_min(open_ticks, start_ns), max(high_ticks), min(low_ticks),
+           arg_max(close_ticks, start_ns), sum(lots), sum(tick_lots),
+           sum(trade_count) AS trades, max(last_trade_number)
+    FROM candles
+    WHERE pair = $pair AND history = $history AND length = 1
+      AND start_ns >= ($from - $offset) // $span * $span + $offset
+      AND start_ns < (($to - $offset) // $span + 1) * $span + $offset
+    GROUP BY pair, history, bucket) AS fresh
+LEFT JOIN candles AS known ON known.pair = fresh.pair AND known.history = fresh.history
+      AND known.length = fresh.length AND known.start_ns = fresh.bucket
+WHERE known.trade_count IS NULL OR known.trade_count <= fresh.trades
+"""
+
+
+class StoreInUse(Exception):
+    """The file cannot be opened; most likely another gateway has it."""
+
+
+class Position(NamedTuple):
+    """How far the candles of a pair reach."""
+
+    history: int = 1
+    last_trade_number: int = 0
+    last_time_ns: int = 0
+
+
+class Hole(NamedTuple):
+    """Trades that were never seen, and the moments between which they were."""
+
+    first_trade_number: int
+    last_trade_number: int
+    from_ns: int
+    to_ns: int
+
+
+class Change(NamedTuple):
+    """What became of one pair since the last write."""
+
+    position: Position
+    candles: Mapping[tuple[Interval, int], Candle]
+    """By interval and first moment."""
+    holes: Sequence[Hole]
+
+
+class CandleStore:
+    """Candles on a disk."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the store of a folder, or make one. Raises StoreInUse."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._imports = folder / IMPORT_FOLDER
+        self._lock = threading.Lock()
+        try:
+            self._connection = duckdb.connect(
+                str(folder / FILE_NAME), config={"threads": 1, "memory_limit": "256MB"}
+            )
+        except duckdb.IOException as error:
+            raise StoreInUse(f"the candles in {folder} cannot be opened: {error}") from error
+        self._connection.execute(_TABLES)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    def load(self, pair: str, limit: int) -> tuple[Position, dict[Interval, list[Candle]]]:
+        """Return how far a pair's candles reach, and the newest of each interval, oldest first."""
+        position = self._position(pair)
+        candles = {
+            interval: self.page(pair, position.history, interval, 0, 1 << 62, limit)
+            for interval in Interval
+        }
+        return position, candles
+
+    def page(
+        self, pair: str, history: int, interval: Interval, from_ns: int, to_ns: int, limit: int
+    ) -> list[Candle]:
+        """Return the newest `limit` candles with from_ns <= start < to_ns, oldest first."""
+        rows = self._read(
+            f"SELECT {_FIGURES} FROM candles WHERE pair = ? AND history = ? AND length = ?"
+            " AND start_ns >= ? AND start_ns < ? ORDER BY start_ns DESC LIMIT ?",
+            [pair, history, int(interval), from_ns, to_ns, limit],
+        )
+        return [Candle._make((*row, False)) for row in reversed(rows)]
+
+    def holes(self, pair: str) -> list[Hole]:
+        """Return what is missing of a pair's present history."""
+        rows = self._read(
+            "SELECT first_trade_number, last_trade_number, from_ns, to_ns FROM holes"
+            " WHERE pair = ? AND history = ? ORDER BY from_ns",
+            [pair, self._position(pair).history],
+        )
+        return [Hole(*row) for row in rows]
+
+    def write(self, changes: Mapping[str, Change]) -> None:
+        """Keep what changed, by pair, in one transaction. Raises duckdb.Error."""
+        with self._lock:
+            self._begin()
+            try:
+                for pair, change in changes.items():
+                    self._write_pair(pair, change)
+            except BaseException:
+                self._connection.rollback()
+                raise
+            self._connection.commit()
+
+    def forget_seconds_before(self, time_ns: int) -> None:
+        """Remove the candles of one second that are older."""
+        with self._lock:
+            self._connection.execute(
+                "DELETE FROM candles WHERE length = 1 AND start_ns < ?", [time_ns]
+            )
+
+    def take_imports(self) -> list[str]:
+        """Take in what ``backfill`` left for this store; return a sentence for each file."""
+        done = []
+        for path in sorted(self._imports.glob("*.parquet")):
+            done.append(self._take_import(path))
+            path.replace(path.with_suffix(".taken"))
+        return done
+
+    def _take_import(self, path: Path) -> str:
+        columns = "pair, covers_from_ns, covers_to_ns"
+        [(pair, from_ns, to_ns)] = self._read(
+            f"SELECT DISTINCT {columns} FROM read_parquet(?)", [str(path)]
+        )
+        position = self._position(pair)
+        span = {"pair": pair, "history": position.history, "from": from_ns, "to": to_ns}
+        with self._lock:
+            self._begin()
+            try:
+                count = self._replace_seconds(path, span)
+            except BaseException:
+                self._connection.rollback()
+                raise
+            self._connection.commit()
+        return f"{path.name}: {count} seconds of {pair} with trades"
+
+    def _replace_seconds(self, path: Path, span: dict[str, Any]) -> int:
+        execute = self._connection.execute
+        within = "pair = $pair AND history = $history"
+        execute(
+            f"DELETE FROM candles WHERE {within} AND length = 1 AND start_ns >= $from"
+            " AND start_ns < $to",
+            span,
+        )
+        place = {"path": str(path), "pair": span["pair"], "history": span["history"]}
+        answer = execute(
+            f"INSERT INTO candles SELECT $pair, $history, 1, {_FIGURES} FROM read_parquet($path)",
+            place,
+        ).fetchone()
+        for interval in list(Interval)[1:]:
+            lengths = {
+                "length": int(interval),
+                "span": interval.seconds * SECOND_NS,
+                "offset": offset_ns(interval),
+            }
+            execute(_AGAIN, span | lengths)
+        execute(f"DELETE FROM holes WHERE {within} AND from_ns >= $from AND to_ns <= $to", span)
+        execute(
+            "INSERT OR IGNORE INTO positions SELECT $pair, $history, max(last_trade_number),"
+            " max(start_ns) FROM candles WHERE pair = $pair AND history = $history",
+            {"pair": span["pair"], "history": span["history"]},
+        )
+        return int(answer[0]) if answer else 0
+
+    def _write_pair(self, pair: str, change: Change) -> None:
+        execute = self._connection.execute
+        execute("INSERT OR REPLACE INTO positions VALUES (?, ?, ?, ?)", [pair, *change.position])
+        history = change.position.history
+        rows = [
+            (pair, history, int(interval), *candle[:-1])
+            for (interval, _), candle in change.candles.items()
+        ]
+        self._insert("candles", rows, 12)
+        self._insert("holes", [(pair, history, *hole) for hole in change.holes], 6)
+
+    def _insert(self, table: str, rows: Iterable[Sequence[Any]], width: int) -> None:
+        values = [value for row in rows for value in row]
+        if values:
+            marks = ", ".join([f"({', '.join('?' * width)})"] * (len(values) // width))
+            self._connection.execute(f"INSERT OR REPLACE INTO {table} VALUES {marks}", values)
+
+    def _position(self, pair: str) -> Position:
+        rows = self._read(
+            "SELECT history, last_trade_number, last_time_ns FROM positions WHERE pair = ?", [pair]
+        )
+        return Position(*rows[0]) if rows else Position()
+
+    def _begin(self) -> None:
+        self._connection.begin()
+
+    def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()

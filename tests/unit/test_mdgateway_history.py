@@ -1,0 +1,193 @@
+"""The candle store: restarts, holes, another history, full disks, files of a back-fill."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from exchange.enums import ExecutionKind
+from exchange.feed import Chunk
+from exchange.records import E_PRICE, E_QUANTITY, E_TIME_NS, E_VERB, EXECUTION_WORDS
+from mdgateway.feed.candles import Interval
+from mdgateway.feed.trade_log import TRADE_COLUMNS
+from mdgateway.history import source
+from mdgateway.history.backfill import collect, write_file
+from mdgateway.history.rollup import SECOND_NS, start_of
+from mdgateway.history.source import CandleKeeper
+from mdgateway.history.store import CandleStore, Hole, StoreInUse
+
+PAIR = "BTC-USDT"
+START_NS = 1_763_856_000 * SECOND_NS
+"""A Sunday, 0:00 UTC."""
+
+
+def trades(
+    first: int, count: int, start_ns: int = START_NS, pause_ns: int = SECOND_NS
+) -> np.ndarray:
+    rows = np.zeros((count, TRADE_COLUMNS), np.int64)
+    for index in range(count):
+        number = first + index
+        rows[index] = (number, 100 + number, number, 1, start_ns + index * pause_ns, number)
+    return rows
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "candles"
+
+
+def test_weeks_begin_on_monday() -> None:
+    assert start_of(Interval.WEEK, START_NS) == START_NS - 6 * 86_400 * SECOND_NS
+
+
+def test_a_second_gateway_is_refused_with_a_sentence(folder: Path) -> None:
+    store = CandleStore(folder)
+    path = folder / "candles.duckdb"
+    store.close()
+    path.write_bytes(b"no database, but as long as one" * 1_000)
+    with pytest.raises(StoreInUse, match="cannot be opened"):
+        CandleStore(folder)
+
+
+def test_missing_trades_are_kept_as_holes(folder: Path) -> None:
+    store = CandleStore(folder)
+    keeper = CandleKeeper(store, lambda: START_NS)
+    keeper.source_of(PAIR).add_trades(trades(3, 2))
+    keeper.source_of(PAIR).add_trades(trades(8, 1, START_NS + 9 * SECOND_NS))
+    asyncio.run(keeper.write())
+    assert store.holes(PAIR) == [
+        Hole(1, 2, 0, START_NS),
+        Hole(5, 7, START_NS + SECOND_NS, START_NS + 9 * SECOND_NS),
+    ]
+    store.close()
+
+
+def test_another_history_begins_without_trades(folder: Path) -> None:
+    store = CandleStore(folder)
+    keeper = CandleKeeper(store, lambda: START_NS)
+    keeper.source_of(PAIR).add_trades(trades(1, 5))
+    asyncio.run(keeper.write())
+    store.close()
+    store = CandleStore(folder)
+    keeper = CandleKeeper(store, lambda: START_NS)
+    later_ns = START_NS + 3_600 * SECOND_NS
+    keeper.source_of(PAIR).add_trades(trades(1, 2, later_ns))
+    [day] = keeper.source_of(PAIR).recent(Interval.DAY, 0, 10)
+    assert day.trade_count == 2
+    asyncio.run(keeper.write())
+    store.close()
+    _, kept = CandleStore(folder).load(PAIR, 10)
+    assert [candle.trade_count for candle in kept[Interval.DAY]] == [2]
+
+
+def test_a_candle_closes_when_its_time_is_over(folder: Path) -> None:
+    keeper = CandleKeeper(CandleStore(folder), lambda: START_NS)
+    candles = keeper.source_of(PAIR)
+    candles.add_trades(trades(1, 1))
+    before = candles.revision
+    candles.close_before(START_NS + 59 * SECOND_NS)
+    closed = {interval for interval in Interval if candles.recent(interval, 0, 1)[0].closed}
+    assert closed == {Interval.SECOND}
+    candles.close_before(START_NS + 60 * SECOND_NS)
+    assert candles.recent(Interval.MINUTE, 0, 1)[0].closed
+    assert candles.revision == before + 2
+
+
+def test_older_candles_come_from_the_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MEMORY_CANDLES", 4)
+    keeper = CandleKeeper(CandleStore(folder), lambda: START_NS)
+    keeper.source_of(PAIR).add_trades(trades(1, 10))
+    asyncio.run(keeper.write())
+    assert len(keeper.source_of(PAIR).recent(Interval.SECOND, 0, 100)) == 4
+    page = asyncio.run(keeper.source_of(PAIR).page(Interval.SECOND, 0, 1 << 62, 7))
+    assert [candle.last_trade_number for candle in page.candles] == [4, 5, 6, 7, 8, 9, 10]
+    page = asyncio.run(keeper.source_of(PAIR).page(Interval.SECOND, 0, page.next_to_ns, 7))
+    assert [candle.last_trade_number for candle in page.candles] == [1, 2, 3]
+    assert page.next_to_ns == 0
+
+
+def test_what_cannot_be_written_is_written_later(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CandleStore(folder)
+    keeper = CandleKeeper(store, lambda: START_NS)
+    keeper.source_of(PAIR).add_trades(trades(1, 3))
+
+    def full(_changes: object) -> None:
+        raise duckdb.IOException("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", full)
+        asyncio.run(keeper.write())
+    assert "no space left" in keeper.trouble
+    keeper.source_of(PAIR).add_trades(trades(4, 1, START_NS + 3 * SECOND_NS))
+    asyncio.run(keeper.write())
+    assert keeper.trouble == ""
+    position, kept = store.load(PAIR, 10)
+    assert position.last_trade_number == 4
+    assert [candle.trade_count for candle in kept[Interval.SECOND]] == [1, 1, 1, 1]
+    assert [candle.trade_count for candle in kept[Interval.WEEK]] == [4]
+
+
+# Filling in from a log.
+
+
+def executions(rows: np.ndarray) -> np.ndarray:
+    """Return the log of these trades, each between two facts that are no trades."""
+    found = np.zeros((3 * len(rows), EXECUTION_WORDS), np.int64)
+    found[:, E_TIME_NS] = np.repeat(rows[:, 4], 3)
+    found[:, E_VERB] = ExecutionKind.ACCEPTED
+    found[1::3, E_VERB] = ExecutionKind.TRADE
+    found[1::3, E_PRICE] = rows[:, 1]
+    found[1::3, E_QUANTITY] = rows[:, 2]
+    return found
+
+
+async def chunks(rows: np.ndarray, size: int) -> AsyncIterator[Chunk]:
+    for start in range(0, len(rows), size):
+        yield Chunk(start, rows[start : start + size], len(rows))
+
+
+def test_a_back_fill_closes_holes_and_makes_the_longer_candles_anew(folder: Path) -> None:
+    whole = trades(1, 200)
+    store = CandleStore(folder)
+    keeper = CandleKeeper(store, lambda: START_NS)
+    # The gateway missed trades 21 to 150.
+    keeper.source_of(PAIR).add_trades(whole[:20])
+    keeper.source_of(PAIR).add_trades(whole[150:])
+    asyncio.run(keeper.write())
+    assert len(store.holes(PAIR)) == 1
+    store.close()
+    collected = asyncio.run(collect(chunks(executions(whole[:190]), 7)))
+    assert write_file(folder, PAIR, collected) is not None
+    store = CandleStore(folder)
+    [sentence] = store.take_imports()
+    assert "189 seconds of BTC-USDT" in sentence
+    assert store.take_imports() == []
+    assert store.holes(PAIR) == []
+    plain = CandleKeeper(CandleStore(folder.parent / "plain"), lambda: START_NS)
+    plain.source_of(PAIR).add_trades(whole)
+    filled = CandleKeeper(store, lambda: START_NS)
+    for interval in Interval:
+        expected = plain.source_of(PAIR).recent(interval, 0, 1_000)
+        assert filled.source_of(PAIR).recent(interval, 0, 1_000) == expected, interval
+
+
+def test_a_back_fill_of_seconds_that_are_gone_takes_nothing_away(folder: Path) -> None:
+    whole = trades(1, 100)
+    store = CandleStore(folder)
+    keeper = CandleKeeper(store, lambda: START_NS)
+    keeper.source_of(PAIR).add_trades(whole)
+    asyncio.run(keeper.write())
+    store.forget_seconds_before(START_NS + 90 * SECOND_NS)
+    store.close()
+    collected = asyncio.run(collect(chunks(executions(whole[80:96]), 100)))
+    write_file(folder, PAIR, collected)
+    store = CandleStore(folder)
+    store.take_imports()
+    _, kept = store.load(PAIR, 1_000)
+    assert [candle.trade_count for candle in kept[Interval.MINUTE]] == [60, 40]
+    assert [candle.trade_count for candle in kept[Interval.DAY]] == [100]
