@@ -19,6 +19,8 @@ from mdgateway.config import DEFAULT_TICK_MS, GatewayConfig, InvalidSetting, sur
 from mdgateway.feed.market import Market
 from mdgateway.feed.publisher import Publisher
 from mdgateway.grpc_server import service_of
+from mdgateway.history.source import CandleKeeper
+from mdgateway.history.store import CandleStore, StoreInUse
 from mdgateway.http.config import NO_PORT, HttpConfig, add_arguments, http_config
 from mdgateway.http.server import http_server
 from mdgateway.keys import __main__ as keys
@@ -41,6 +43,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--spin", action="store_true", help="do not wait for the tick; needs a processor of its own"
     )
+    parser.add_argument(
+        "--candles", type=Path, help="folder of the candles; else mdgateway in the run folder"
+    )
     add_arguments(parser)
     parser.set_defaults(pair_default=given.pairs)
     return parser.parse_args(argv)
@@ -59,10 +64,25 @@ def _config(arguments: argparse.Namespace) -> GatewayConfig:
     ).validate()
 
 
-async def _serve(config: GatewayConfig, http: HttpConfig, run_folder: Path | None) -> int:
+def _keeper(folder: Path | None) -> CandleKeeper | None:
+    """Open the candles of a folder and take in what was left for them; None without a folder."""
+    if folder is None:
+        return None
+    store = CandleStore(folder)
+    for sentence in store.take_imports():
+        print(f"mdgateway: candles from {sentence}", flush=True)
+    return CandleKeeper(store)
+
+
+async def _serve(
+    config: GatewayConfig, http: HttpConfig, run_folder: Path | None, keeper: CandleKeeper | None
+) -> int:
     instruments = [load_instrument(pair, config.instruments) for pair in config.pairs]
     source = Relay if config.upstream else Publisher
     market = Market([source(one, config) for one in instruments], config)
+    if keeper is not None:
+        for publication in market.publications.values():
+            publication.candles = keeper.source_of(publication.pair)
     service = service_of(market)
     web = http_server(market, http)
     try:
@@ -81,7 +101,10 @@ async def _serve(config: GatewayConfig, http: HttpConfig, run_folder: Path | Non
             _announce(run_folder, "mdgateway-http.port", http_port)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(market.run(partial(service.set_serving, serving=True)))
-        tasks.create_task(service.serve_until_stopped())
+        writing = tasks.create_task(keeper.run()) if keeper is not None else None
+        await service.serve_until_stopped()
+        if writing is not None:
+            writing.cancel()
     await web.stop()
     return 0
 
@@ -105,12 +128,14 @@ def main(argv: list[str] | None = None) -> int:
         config, http = _config(arguments), http_config(arguments)
         for pair in config.pairs:
             load_instrument(pair, config.instruments)
-    except (InvalidSetting, InvalidInstrument, InvalidKeyFile, OSError) as error:
+        run_folder = arguments.run
+        keeper = _keeper(arguments.candles or (run_folder and run_folder / "mdgateway"))
+    except (InvalidSetting, InvalidInstrument, InvalidKeyFile, StoreInUse, OSError) as error:
         print(f"mdgateway: {error}", file=sys.stderr)
         return 2
     print(f"mdgateway: {asdict(config)} {asdict(http)}", flush=True)
     warm_up()
-    return run(_serve(config, http, arguments.run))
+    return run(_serve(config, http, run_folder, keeper))
 
 
 if __name__ == "__main__":
