@@ -48,6 +48,8 @@ class GatewayConfig:
     of `level_capacity`, because a full side forgets its worst levels."""
     trade_capacity: int = 1 << 16
     """Trades kept for resuming and for slow subscribers; 48 bytes each. Power of two."""
+    order_event_capacity: int = 1 << 16
+    """Order events kept for resuming and for slow subscribers; 80 bytes each. Power of two."""
     resume_ms: int = 30_000
     """How long a view without subscribers goes on, so that they can resume."""
     subscriber_limit: int = 10_000
@@ -77,6 +79,9 @@ class GatewayConfig:
         _between("trade_capacity", self.trade_capacity, 64, 1 << 24)
         power = self.trade_capacity & (self.trade_capacity - 1) == 0
         _demand(power, "trade_capacity", self.trade_capacity, "a power of two")
+        _between("order_event_capacity", self.order_event_capacity, 64, 1 << 24)
+        power = self.order_event_capacity & (self.order_event_capacity - 1) == 0
+        _demand(power, "order_event_capacity", self.order_event_capacity, "a power of two")
         _between("subscriber_limit", self.subscriber_limit, 1, 100_000)
         return self
 

@@ -26,6 +26,7 @@ from mdgateway.feed.subscriptions import (
     CandleSubscription,
     DepthSubscription,
     Lagging,
+    OrderSubscription,
     StatusSubscription,
     Subscription,
     TickerSubscription,
@@ -177,6 +178,16 @@ class MarketDataServer:
 
         return self._stream(of.StreamCandlesRequest, content, subscribe)
 
+    def stream_orders(self, content: bytes, context: Context) -> Answers:
+        """Stream all orders, then every event of one."""
+
+        def subscribe(publication: Publication, request: Any) -> Subscription:
+            held = (request.held_epoch, request.held_position) if request.held_epoch else None
+            known = requests.with_orders(publication)
+            return OrderSubscription(known, ProtobufEncoder, held=held)
+
+        return self._stream(of.StreamOrdersRequest, content, subscribe)
+
     async def _stream(
         self, kind: Any, content: bytes, subscribe: Callable[[Publication, Any], Subscription]
     ) -> AsyncIterator[bytes]:
@@ -259,6 +270,7 @@ def handlers(server: MarketDataServer) -> grpc.GenericRpcHandler:
             "StreamTrades": stream(server.stream_trades),
             "StreamTicker": stream(server.stream_ticker),
             "StreamMarketStatus": stream(server.stream_market_status),
+            "StreamOrders": stream(server.stream_orders),
             "StreamCandles": stream(server.stream_candles),
         },
     )

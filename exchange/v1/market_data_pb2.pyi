@@ -109,6 +109,42 @@ CANDLE_INTERVAL_WEEK: CandleInterval.ValueType  # 8
 """A week that begins on Monday, UTC."""
 Global___CandleInterval: _TypeAlias = CandleInterval  # noqa: Y015
 
+class _OrderAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OrderActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OrderAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ORDER_ACTION_UNSPECIFIED: _OrderAction.ValueType  # 0
+    """Never sent."""
+    ORDER_ACTION_ADD: _OrderAction.ValueType  # 1
+    """It came to the back of its price, with the quantity given. A number that was deleted may come
+    again: an amended order keeps its number and loses its turn.
+    """
+    ORDER_ACTION_REDUCE: _OrderAction.ValueType  # 2
+    """It has so much less without a trade, and keeps its turn."""
+    ORDER_ACTION_DELETE: _OrderAction.ValueType  # 3
+    """It left with so much, without a trade."""
+    ORDER_ACTION_EXECUTE: _OrderAction.ValueType  # 4
+    """So much of it traded, at its price."""
+
+class OrderAction(_OrderAction, metaclass=_OrderActionEnumTypeWrapper):
+    """What happened to a resting order."""
+
+ORDER_ACTION_UNSPECIFIED: OrderAction.ValueType  # 0
+"""Never sent."""
+ORDER_ACTION_ADD: OrderAction.ValueType  # 1
+"""It came to the back of its price, with the quantity given. A number that was deleted may come
+again: an amended order keeps its number and loses its turn.
+"""
+ORDER_ACTION_REDUCE: OrderAction.ValueType  # 2
+"""It has so much less without a trade, and keeps its turn."""
+ORDER_ACTION_DELETE: OrderAction.ValueType  # 3
+"""It left with so much, without a trade."""
+ORDER_ACTION_EXECUTE: OrderAction.ValueType  # 4
+"""So much of it traded, at its price."""
+Global___OrderAction: _TypeAlias = OrderAction  # noqa: Y015
+
 @_typing.final
 class Instrument(_message.Message):
     """The specification of a pair."""
@@ -1451,3 +1487,309 @@ class StreamCandlesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___StreamCandlesResponse: _TypeAlias = StreamCandlesResponse  # noqa: Y015
+
+@_typing.final
+class StreamOrdersRequest(_message.Message):
+    """Names the pair and what a returning subscriber holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIR_FIELD_NUMBER: _builtins.int
+    HELD_EPOCH_FIELD_NUMBER: _builtins.int
+    HELD_POSITION_FIELD_NUMBER: _builtins.int
+    pair: _builtins.str
+    """The pair, such as BTC-USDT."""
+    held_epoch: _builtins.int
+    """Epoch of the batch that was taken last; 0: nothing is held."""
+    held_position: _builtins.int
+    """Position of the same batch, or of the snapshot if there was no batch yet. If the server still
+    has what came after, the stream goes on with that; if not, with a snapshot.
+    """
+    def __init__(
+        self,
+        *,
+        pair: _builtins.str = ...,
+        held_epoch: _builtins.int = ...,
+        held_position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_epoch", b"held_epoch", "held_position", b"held_position", "pair", b"pair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamOrdersRequest: _TypeAlias = StreamOrdersRequest  # noqa: Y015
+
+@_typing.final
+class RestingOrder(_message.Message):
+    """One resting order. Nobody but its owner knows whose it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_NUMBER_FIELD_NUMBER: _builtins.int
+    SIDE_FIELD_NUMBER: _builtins.int
+    PRICE_TICKS_FIELD_NUMBER: _builtins.int
+    QUANTITY_LOTS_FIELD_NUMBER: _builtins.int
+    order_number: _builtins.int
+    """Its public number; the same for life."""
+    side: _enums_pb2.Side.ValueType
+    """Its side."""
+    price_ticks: _builtins.int
+    """Its price in ticks."""
+    quantity_lots: _builtins.int
+    """Its open quantity in lots."""
+    def __init__(
+        self,
+        *,
+        order_number: _builtins.int = ...,
+        side: _enums_pb2.Side.ValueType = ...,
+        price_ticks: _builtins.int = ...,
+        quantity_lots: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_number", b"order_number", "price_ticks", b"price_ticks", "quantity_lots", b"quantity_lots", "side", b"side"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestingOrder: _TypeAlias = RestingOrder  # noqa: Y015
+
+@_typing.final
+class UnknownOrders(_message.Message):
+    """What a level holds beyond the orders told: orders that rested before the server began to watch.
+    They stand before the known ones. An event of a number that was not told is about them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIDE_FIELD_NUMBER: _builtins.int
+    PRICE_TICKS_FIELD_NUMBER: _builtins.int
+    QUANTITY_LOTS_FIELD_NUMBER: _builtins.int
+    ORDER_COUNT_FIELD_NUMBER: _builtins.int
+    side: _enums_pb2.Side.ValueType
+    """Side of the level."""
+    price_ticks: _builtins.int
+    """Price of the level in ticks."""
+    quantity_lots: _builtins.int
+    """Their quantity in lots."""
+    order_count: _builtins.int
+    """How many they are."""
+    def __init__(
+        self,
+        *,
+        side: _enums_pb2.Side.ValueType = ...,
+        price_ticks: _builtins.int = ...,
+        quantity_lots: _builtins.int = ...,
+        order_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_count", b"order_count", "price_ticks", b"price_ticks", "quantity_lots", b"quantity_lots", "side", b"side"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnknownOrders: _TypeAlias = UnknownOrders  # noqa: Y015
+
+@_typing.final
+class OrderSnapshot(_message.Message):
+    """One part of all orders at one moment. The part 0 replaces whatever was held."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIR_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    IS_LAST_FIELD_NUMBER: _builtins.int
+    ORDERS_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
+    pair: _builtins.str
+    """The pair, such as BTC-USDT."""
+    epoch: _builtins.int
+    """Epoch of the book."""
+    sequence: _builtins.int
+    """Sequence of the last command included."""
+    position: _builtins.int
+    """Events below this position are included."""
+    part: _builtins.int
+    """Number of this part, from 0."""
+    is_last: _builtins.bool
+    """Whether this is the last part; events follow."""
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___RestingOrder]:
+        """Orders: bids, then asks; best price first, orders of one price by their turn."""
+
+    @_builtins.property
+    def unknown(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnknownOrders]:
+        """The rest of each level; over all parts orders and rests add up to the levels exactly."""
+
+    def __init__(
+        self,
+        *,
+        pair: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        position: _builtins.int = ...,
+        part: _builtins.int = ...,
+        is_last: _builtins.bool = ...,
+        orders: _abc.Iterable[Global___RestingOrder] | None = ...,
+        unknown: _abc.Iterable[Global___UnknownOrders] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "is_last", b"is_last", "orders", b"orders", "pair", b"pair", "part", b"part", "position", b"position", "sequence", b"sequence", "unknown", b"unknown"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderSnapshot: _TypeAlias = OrderSnapshot  # noqa: Y015
+
+@_typing.final
+class OrderEvent(_message.Message):
+    """One event of one order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    ORDER_NUMBER_FIELD_NUMBER: _builtins.int
+    SIDE_FIELD_NUMBER: _builtins.int
+    PRICE_TICKS_FIELD_NUMBER: _builtins.int
+    QUANTITY_LOTS_FIELD_NUMBER: _builtins.int
+    TRADE_NUMBER_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TIME_NS_FIELD_NUMBER: _builtins.int
+    IS_GONE_FIELD_NUMBER: _builtins.int
+    action: Global___OrderAction.ValueType
+    """What happened."""
+    order_number: _builtins.int
+    """Which order."""
+    side: _enums_pb2.Side.ValueType
+    """Its side, also when it traded."""
+    price_ticks: _builtins.int
+    """Its price in ticks."""
+    quantity_lots: _builtins.int
+    """Lots that came, left or traded."""
+    trade_number: _builtins.int
+    """EXECUTE: number of the trade."""
+    sequence: _builtins.int
+    """Sequence of the command that caused it."""
+    time_ns: _builtins.int
+    """When, nanoseconds since 1970 UTC."""
+    is_gone: _builtins.bool
+    """Whether the order has left the book with this event."""
+    def __init__(
+        self,
+        *,
+        action: Global___OrderAction.ValueType = ...,
+        order_number: _builtins.int = ...,
+        side: _enums_pb2.Side.ValueType = ...,
+        price_ticks: _builtins.int = ...,
+        quantity_lots: _builtins.int = ...,
+        trade_number: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        time_ns: _builtins.int = ...,
+        is_gone: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "is_gone", b"is_gone", "order_number", b"order_number", "price_ticks", b"price_ticks", "quantity_lots", b"quantity_lots", "sequence", b"sequence", "side", b"side", "time_ns", b"time_ns", "trade_number", b"trade_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderEvent: _TypeAlias = OrderEvent  # noqa: Y015
+
+@_typing.final
+class OrderBatch(_message.Message):
+    """Consecutive events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    PREVIOUS_POSITION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    MORE_FOLLOWS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Epoch of the book."""
+    previous_position: _builtins.int
+    """Position of the snapshot or batch that this one follows: if it is not the subscriber's own,
+    something is missing.
+    """
+    position: _builtins.int
+    """Events below this position are included. Positions rise by more than the number of events:
+    there are also events that concern no order.
+    """
+    more_follows: _builtins.bool
+    """The rest of what has happened comes with the next message; until then the orders may be those
+    of a moment within a command.
+    """
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderEvent]:
+        """The events, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        previous_position: _builtins.int = ...,
+        position: _builtins.int = ...,
+        events: _abc.Iterable[Global___OrderEvent] | None = ...,
+        more_follows: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "events", b"events", "more_follows", b"more_follows", "position", b"position", "previous_position", b"previous_position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderBatch: _TypeAlias = OrderBatch  # noqa: Y015
+
+@_typing.final
+class StreamOrdersResponse(_message.Message):
+    """One message of an order stream. The first but for notices are the parts of a snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
+    GOODBYE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshot(self) -> Global___OrderSnapshot:
+        """All orders, in parts."""
+
+    @_builtins.property
+    def events(self) -> Global___OrderBatch:
+        """What happened since."""
+
+    @_builtins.property
+    def heartbeat(self) -> _stream_pb2.Heartbeat:
+        """Sent every second in silence."""
+
+    @_builtins.property
+    def notice(self) -> Global___Notice:
+        """About the stream itself."""
+
+    @_builtins.property
+    def goodbye(self) -> _stream_pb2.Goodbye:
+        """The server ends the stream after this message."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Global___OrderSnapshot | None = ...,
+        events: Global___OrderBatch | None = ...,
+        heartbeat: _stream_pb2.Heartbeat | None = ...,
+        notice: Global___Notice | None = ...,
+        goodbye: _stream_pb2.Goodbye | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "events", b"events", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "notice", b"notice", "snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "events", b"events", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "notice", b"notice", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["snapshot", "events", "heartbeat", "notice", "goodbye"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___StreamOrdersResponse: _TypeAlias = StreamOrdersResponse  # noqa: Y015

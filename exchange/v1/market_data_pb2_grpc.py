@@ -90,6 +90,11 @@ class MarketDataServiceStub:
                 request_serializer=exchange_dot_v1_dot_market__data__pb2.StreamCandlesRequest.SerializeToString,
                 response_deserializer=exchange_dot_v1_dot_market__data__pb2.StreamCandlesResponse.FromString,
                 _registered_method=True)
+        self.StreamOrders = channel.unary_stream(
+                '/exchange.v1.MarketDataService/StreamOrders',
+                request_serializer=exchange_dot_v1_dot_market__data__pb2.StreamOrdersRequest.SerializeToString,
+                response_deserializer=exchange_dot_v1_dot_market__data__pb2.StreamOrdersResponse.FromString,
+                _registered_method=True)
 
 
 class MarketDataServiceServicer:
@@ -173,6 +178,13 @@ class MarketDataServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamOrders(self, request, context):
+        """Every resting order by its public number, then everything that happens to one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MarketDataServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -230,6 +242,11 @@ def add_MarketDataServiceServicer_to_server(servicer, server):
                     servicer.StreamCandles,
                     request_deserializer=exchange_dot_v1_dot_market__data__pb2.StreamCandlesRequest.FromString,
                     response_serializer=exchange_dot_v1_dot_market__data__pb2.StreamCandlesResponse.SerializeToString,
+            ),
+            'StreamOrders': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamOrders,
+                    request_deserializer=exchange_dot_v1_dot_market__data__pb2.StreamOrdersRequest.FromString,
+                    response_serializer=exchange_dot_v1_dot_market__data__pb2.StreamOrdersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -530,6 +547,33 @@ class MarketDataService:
             '/exchange.v1.MarketDataService/StreamCandles',
             exchange_dot_v1_dot_market__data__pb2.StreamCandlesRequest.SerializeToString,
             exchange_dot_v1_dot_market__data__pb2.StreamCandlesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/exchange.v1.MarketDataService/StreamOrders',
+            exchange_dot_v1_dot_market__data__pb2.StreamOrdersRequest.SerializeToString,
+            exchange_dot_v1_dot_market__data__pb2.StreamOrdersResponse.FromString,
             options,
             channel_credentials,
             insecure,

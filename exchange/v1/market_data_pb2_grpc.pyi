@@ -59,6 +59,8 @@ class MarketDataServiceStub:
     """Past candles and the present one."""
     StreamCandles: _grpc.UnaryStreamMultiCallable[_market_data_pb2.StreamCandlesRequest, _market_data_pb2.StreamCandlesResponse]
     """The newest candles, then each that changes, conflated for a slow subscriber."""
+    StreamOrders: _grpc.UnaryStreamMultiCallable[_market_data_pb2.StreamOrdersRequest, _market_data_pb2.StreamOrdersResponse]
+    """Every resting order by its public number, then everything that happens to one."""
 
 @_typing.type_check_only
 class MarketDataServiceAsyncStub(MarketDataServiceStub):
@@ -87,6 +89,8 @@ class MarketDataServiceAsyncStub(MarketDataServiceStub):
     """Past candles and the present one."""
     StreamCandles: _aio.UnaryStreamMultiCallable[_market_data_pb2.StreamCandlesRequest, _market_data_pb2.StreamCandlesResponse]  # type: ignore[assignment]
     """The newest candles, then each that changes, conflated for a slow subscriber."""
+    StreamOrders: _aio.UnaryStreamMultiCallable[_market_data_pb2.StreamOrdersRequest, _market_data_pb2.StreamOrdersResponse]  # type: ignore[assignment]
+    """Every resting order by its public number, then everything that happens to one."""
 
 class MarketDataServiceServicer(metaclass=_abc_1.ABCMeta):
     """Shows instruments, tickers, depth and trades."""
@@ -178,5 +182,13 @@ class MarketDataServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_market_data_pb2.StreamCandlesResponse], _abc.AsyncIterator[_market_data_pb2.StreamCandlesResponse]]:
         """The newest candles, then each that changes, conflated for a slow subscriber."""
+
+    @_abc_1.abstractmethod
+    def StreamOrders(
+        self,
+        request: _market_data_pb2.StreamOrdersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_market_data_pb2.StreamOrdersResponse], _abc.AsyncIterator[_market_data_pb2.StreamOrdersResponse]]:
+        """Every resting order by its public number, then everything that happens to one."""
 
 def add_MarketDataServiceServicer_to_server(servicer: MarketDataServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,6 +22,8 @@ from mdgateway.feed.records import (
     Goodbye,
     Heartbeat,
     Notice,
+    OrderPart,
+    OrderRun,
     PairState,
     Record,
     Texts,
@@ -40,6 +42,7 @@ RESPONSES: Final[dict[Channel, Any]] = {
     Channel.TICKER: market_data_pb2.StreamTickerResponse,
     Channel.STATUS: market_data_pb2.StreamMarketStatusResponse,
     Channel.CANDLES: market_data_pb2.StreamCandlesResponse,
+    Channel.ORDERS: market_data_pb2.StreamOrdersResponse,
 }
 """The message type of each channel's stream."""
 
@@ -83,6 +86,10 @@ class ProtobufEncoder:
                         is_snapshot=record.is_snapshot,
                     )
                 }
+            case OrderPart():
+                return {"snapshot": self._order_part(record)}
+            case OrderRun():
+                return {"events": _order_run(record)}
             case Notice():
                 return {"notice": _notice(record)}
             case Heartbeat():
@@ -226,6 +233,34 @@ class ProtobufEncoder:
             merged_count=record.merged_count,
         )
 
+    def _order_part(self, record: OrderPart) -> market_data_pb2.OrderSnapshot:
+        return market_data_pb2.OrderSnapshot(
+            pair=self._pair,
+            epoch=record.epoch,
+            sequence=record.sequence,
+            position=record.position,
+            part=record.part,
+            is_last=record.is_last,
+            orders=[
+                market_data_pb2.RestingOrder(
+                    order_number=number,
+                    side=enums_pb2.Side.ValueType(side),
+                    price_ticks=price,
+                    quantity_lots=lots,
+                )
+                for number, side, price, lots, _ in record.orders.tolist()
+            ],
+            unknown=[
+                market_data_pb2.UnknownOrders(
+                    side=enums_pb2.Side.ValueType(side),
+                    price_ticks=price,
+                    quantity_lots=lots,
+                    order_count=count,
+                )
+                for side, price, lots, count in record.unknown.tolist()
+            ],
+        )
+
     def _level(self, price: int, lots: int, orders: int) -> market_data_pb2.Level:
         return market_data_pb2.Level(
             price=self.texts.price(price),
@@ -251,6 +286,31 @@ class ProtobufEncoder:
             time_ns=time_ns,
             sequence=sequence,
         )
+
+
+def _order_run(record: OrderRun) -> market_data_pb2.OrderBatch:
+    return market_data_pb2.OrderBatch(
+        epoch=record.epoch,
+        previous_position=record.previous_position,
+        position=record.position,
+        more_follows=record.more_follows,
+        events=[
+            market_data_pb2.OrderEvent(
+                action=market_data_pb2.OrderAction.ValueType(action),
+                order_number=order,
+                side=enums_pb2.Side.ValueType(side),
+                price_ticks=price,
+                quantity_lots=lots,
+                trade_number=trade,
+                sequence=sequence,
+                time_ns=time_ns,
+                is_gone=bool(gone),
+            )
+            for action, order, side, price, lots, trade, sequence, time_ns, _, gone in (
+                record.rows.tolist()
+            )
+        ],
+    )
 
 
 def _notice(record: Notice) -> market_data_pb2.Notice:

@@ -32,6 +32,7 @@ from mdgateway.book.view import View
 from mdgateway.config import GatewayConfig
 from mdgateway.feed import trade_log as log
 from mdgateway.feed.candles import CandleSource
+from mdgateway.feed.order_log import OrderLog, OrderSnapshot
 from mdgateway.feed.records import (
     FULL,
     DepthSnapshot,
@@ -99,6 +100,8 @@ class Publication:
         self.rolling = RollingDay()
         self.candles: CandleSource | None = None
         """Who keeps the candles, if anybody does; set once, before the first step."""
+        self.orders: OrderLog | None = None
+        """The feed order by order, of sources that know of orders."""
         self.notices: deque[Numbered] = deque(maxlen=NOTICE_CAPACITY)
         self.notice_count = 0
         self.revision = 0
@@ -166,6 +169,15 @@ class Publication:
         bids, asks = self.book.top(self._levels(level_count))
         place = self.epoch, self.sequence, self.time_ns
         return DepthSnapshot(*place, bids, asks, depth_checksum(bids, asks))
+
+    def order_snapshot(self) -> OrderSnapshot | None:
+        """Return all orders of this moment or a moment ago; None: not at this step."""
+        if self.orders is None or self.book is None:
+            return None
+        if self.book.event_position != self.orders.position:
+            return None
+        place = self.epoch, self.sequence, self.book, self.config.full_level_count
+        return self.orders.snapshot(*place, self._now_ns)
 
     def acquire_view(self, level_count: int) -> View:
         """Return the shared view of so many levels; give it back with `release_view`."""

@@ -17,6 +17,7 @@ from mdgateway.book.depth import DepthBook, Snapshot
 from mdgateway.book.reader import BookReader, EventRun, FeedState
 from mdgateway.config import GatewayConfig
 from mdgateway.feed import trade_log as log
+from mdgateway.feed.order_log import OrderLog
 from mdgateway.feed.publication import DOWN, UNKNOWN_STATE, Publication
 from mdgateway.feed.records import NoticeKind
 
@@ -37,6 +38,7 @@ class Publisher(Publication):
             level_capacity=config.level_capacity,
             stale_after_ns=config.stale_after_ms * 1_000_000,
         )
+        self.orders = self._order_log = OrderLog(config.order_event_capacity)
         self._spare = DepthBook(config.level_capacity)
         self._following = False
         """Whether events apply to `book`; if not it stands still until a copy replaces it."""
@@ -92,6 +94,7 @@ class Publisher(Publication):
             # What was seen before is known by trade number and sequence, not by position: a new
             # segment counts its positions from the start.
             self._cursor = self.reader.oldest_event()
+            self._order_log.forget(self._cursor)
         live = state is FeedState.LIVE
         self._set_engine_state(self.reader.engine_state() + 1 if live else UNKNOWN_STATE)
         if state is self.state:
@@ -122,6 +125,7 @@ class Publisher(Publication):
                 self._lost += run.lost
                 self._reload_reason = self._reload_reason or "missed"
                 self._following = False
+                self._order_log.forget(run.position)
             if len(run.rows):
                 self._take(run)
             if run.caught_up:
@@ -135,6 +139,7 @@ class Publisher(Publication):
     def _take(self, run: EventRun) -> None:
         rows = run.rows
         kinds = rows[:, layout.EVENT_VERB] & 0xFF
+        self._order_log.take(rows, run.position)
         if self._following and self.book is not None:
             self.book.apply(rows, run.position)
         trades = rows[kinds == layout.EVENT_TRADE]

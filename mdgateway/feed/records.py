@@ -133,6 +133,33 @@ class CandleRun(NamedTuple):
     is_snapshot: bool
 
 
+class OrderPart(NamedTuple):
+    """One part of a snapshot of all orders; the first part replaces whatever was held."""
+
+    epoch: int
+    sequence: int
+    position: int
+    """Events below this position are included."""
+    part: int
+    is_last: bool
+    orders: Rows
+    """Rows of ``mdgateway.book.orders`` (ORDER_COLUMNS): best price first, then by turn."""
+    unknown: Rows
+    """Rows of UNKNOWN_COLUMNS: what levels hold beyond the orders told, in front of these."""
+
+
+class OrderRun(NamedTuple):
+    """Consecutive order events, oldest first, in rows of ``order_log`` (EVENT_COLUMNS)."""
+
+    epoch: int
+    previous_position: int
+    position: int
+    """Events below this position are included."""
+    rows: Rows
+    more_follows: bool
+    """Whether the rest of what has happened comes with the next message."""
+
+
 class Notice(NamedTuple):
     """Something that concerns the stream as a whole; comes before the content it concerns."""
 
@@ -169,6 +196,8 @@ Record = (
     | TickerState
     | PairState
     | CandleRun
+    | OrderPart
+    | OrderRun
     | Notice
     | Heartbeat
     | Goodbye

@@ -85,6 +85,21 @@ def candles_of(publication: Publication) -> CandleSource:
     return publication.candles
 
 
+def with_orders(publication: Publication) -> Publication:
+    """Return the publication if its source knows of orders."""
+    if publication.orders is None:
+        raise Refused(
+            Refusal(
+                Code.UNAVAILABLE,
+                "ORDERS_UNAVAILABLE",
+                "this server follows another one and is not told of orders",
+                "pair",
+                publication.pair,
+            )
+        )
+    return publication
+
+
 def with_book(publication: Publication) -> Publication:
     """Return the publication if there is a book to tell."""
     if not publication.ready or publication.touch is None:
@@ -94,7 +109,16 @@ def with_book(publication: Publication) -> Publication:
 
 
 def lagging(error: Lagging) -> Refusal:
-    """Return why a trade stream ends: too slow, or far ahead of what has happened."""
+    """Return why a stream ends: too slow, or trades far ahead of what has happened."""
+    if error.what != "trade":
+        return Refusal(
+            Code.RESOURCE_EXHAUSTED,
+            "LAGGING",
+            f"too slow: {error.what} {error.resume_from} is gone; subscribe again",
+            "held_position",
+            str(error.resume_from),
+            str(error.oldest),
+        )
     if error.resume_from > error.oldest:
         return Refusal(
             Code.OUT_OF_RANGE,

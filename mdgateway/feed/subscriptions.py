@@ -21,6 +21,12 @@ from collections.abc import Callable, Hashable
 from typing import Final
 
 from mdgateway.feed.candles import Candle, CandleSource, Interval
+from mdgateway.feed.order_log import (
+    EVENT_POSITION,
+    ROWS_PER_PART,
+    OrderLog,
+    OrderSnapshot,
+)
 from mdgateway.feed.publication import Publication
 from mdgateway.feed.records import (
     CandleRun,
@@ -30,6 +36,8 @@ from mdgateway.feed.records import (
     Format,
     Goodbye,
     Heartbeat,
+    OrderPart,
+    OrderRun,
     PairState,
     Record,
     Topic,
@@ -37,6 +45,7 @@ from mdgateway.feed.records import (
 )
 
 TRADES_PER_MESSAGE: Final = 500
+EVENTS_PER_MESSAGE: Final = 1_000
 CANDLES_PER_SNAPSHOT: Final = 300
 WHOLE: Final = -1
 """The generation of a subscriber that holds nothing."""
@@ -45,10 +54,11 @@ WHOLE: Final = -1
 class Lagging(Exception):
     """A subscriber wants what is no longer there; it may come again at `resume_from`."""
 
-    def __init__(self, resume_from: int, oldest: int) -> None:
-        super().__init__(f"{resume_from} is no longer kept; the oldest is {oldest}")
+    def __init__(self, resume_from: int, oldest: int, what: str = "trade") -> None:
+        super().__init__(f"{what} {resume_from} is no longer kept; the oldest is {oldest}")
         self.resume_from = resume_from
         self.oldest = oldest
+        self.what = what
 
 
 class Subscription:
@@ -293,6 +303,93 @@ class StatusSubscription(Subscription):
             return None
         self._told = told
         return self._shared(("state", state), lambda: _as_record(state))
+
+
+class OrderSubscription(Subscription):
+    """All orders in parts, then every event of an order; who falls behind is told to come again.
+
+    `held` is (epoch, position) of the event batch a returning subscriber took last.
+    """
+
+    def __init__(
+        self,
+        publication: Publication,
+        format_: Format,
+        *,
+        held: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(publication, format_, Channel.ORDERS)
+        assert publication.orders is not None, "the door looks whether orders are known"
+        self._orders: OrderLog = publication.orders
+        self._life = WHOLE
+        self._snapshot: OrderSnapshot | None = None
+        self._part = 0
+        self._index = 0
+        self._told_position = 0
+        if held and publication.ready and held[0] == publication.epoch:
+            index = self._orders.index_after(held[1])
+            if index is not None:
+                self._life, self._index, self._told_position = self._orders.life, index, held[1]
+
+    def restart(self) -> None:
+        """Let all orders come next."""
+        self._life = WHOLE
+
+    def resume_from(self) -> int:
+        """Return the position to resume with."""
+        return self._told_position
+
+    def _content(self) -> bytes | None:
+        orders = self._orders
+        if not self.publication.ready:
+            return None
+        if self._life != orders.life:
+            self._snapshot = self.publication.order_snapshot()
+            if self._snapshot is None:
+                return None
+            self._life, self._part = self._snapshot.life, 0
+        if self._snapshot is not None:
+            return self._next_part(self._snapshot)
+        if self._index < orders.oldest:
+            oldest = int(orders.since(orders.oldest, 1)[0, EVENT_POSITION])
+            raise Lagging(self._told_position, oldest, "event")
+        if self._index == orders.next_index:
+            return None
+        return self._events(self._index)
+
+    def _next_part(self, snapshot: OrderSnapshot) -> bytes:
+        if not self._orders.holds(snapshot):
+            raise Lagging(self._told_position, self._orders.position, "snapshot")
+        part, is_last = self._part, self._part == snapshot.part_count - 1
+        begin = part * ROWS_PER_PART
+        end = begin + ROWS_PER_PART
+        place = snapshot.epoch, snapshot.sequence, snapshot.position
+        known, unknown = snapshot.orders
+        message = self._shared(
+            ("part", snapshot.life, snapshot.position, part),
+            lambda: OrderPart(*place, part, is_last, known[begin:end], unknown[begin:end]),
+        )
+        self._part += 1
+        if is_last:
+            self._snapshot = None
+            self._index, self._told_position = snapshot.index, snapshot.position
+        return message
+
+    def _events(self, index: int) -> bytes:
+        orders, epoch = self._orders, self.publication.epoch
+        rows = orders.since(index, EVENTS_PER_MESSAGE)
+        end = index + len(rows)
+        more = end < orders.next_index
+        previous, self._told_position = self._told_position, int(rows[-1, EVENT_POSITION]) + 1
+        if not more:
+            self._told_position = orders.position
+        position = self._told_position
+        message = self._shared(
+            (orders.life, index, end, previous),
+            lambda: OrderRun(epoch, previous, position, rows, more),
+        )
+        self._index = end
+        return message
 
 
 class CandleSubscription(Subscription):
