@@ -26,20 +26,32 @@ from holdfast import (
     accepted,
     packed,
 )
-from tests.integration.run_process import ROOT, RunProcess, running, segment_folder
+from holdfast.running import demonstration
+from tests.integration.run_process import (
+    BTC,
+    ROOT,
+    RunProcess,
+    run_folder,
+    running,
+    segment_folder,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-MAKER, TAKER = 1, 2
+# One has its money in the pair ahead of time, the other one with the first order that lacks it.
+MAKER, TAKER = demonstration.MAKER, demonstration.TRADERS[0]
 PATIENT = Retry(patience_s=120.0)
 Item = TypeVar("Item")
 
 
 @pytest.fixture(scope="module")
-def exchange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunProcess]:
-    run = tmp_path_factory.mktemp("exchange") / "run"
-    with segment_folder() as segments, running(run, segments, "--no-flow") as process:
-        process.until("is open")
+def exchange() -> Iterator[RunProcess]:
+    with (
+        run_folder() as run,
+        segment_folder() as segments,
+        running(run, segments, "--no-flow", pairs=(BTC,)) as process,
+    ):
+        process.until("open, new")
         yield process
         process.stop()
 
