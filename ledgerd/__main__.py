@@ -33,6 +33,7 @@ from ledgerd.database import (
     connect,
     migrate,
 )
+from ledgerd.days.schedule import DailyClose
 from ledgerd.doors.funds_server import SERVICE_NAME as FUNDS_SERVICE
 from ledgerd.doors.funds_server import FundsServicer
 from ledgerd.follower import PairFollower, Status
@@ -134,6 +135,7 @@ class Process:
             PairFollower(self.ledger, instrument, target, time.time_ns)
             for instrument, (_, target) in zip(self.instruments, config.pairs, strict=True)
         ]
+        self.daily_close = DailyClose(self.ledger, self._passed_ns, time.time_ns)
         self.config = config
         servicer = LedgerServicer(self.ledger, engine, self.statuses, lambda: self.heads.sentence)
         options = ServerOptions(host=config.host, port=config.port)
@@ -150,6 +152,10 @@ class Process:
     def statuses(self) -> list[Status]:
         """Return how settlement of each pair goes."""
         return [follower.status for follower in self.followers]
+
+    def _passed_ns(self) -> int:
+        passed = (follower.status.passed_ns for follower in self.followers)
+        return min(passed, default=time.time_ns())
 
     def _older(self, sentence: str) -> None:
         log.critical("%s", sentence)
@@ -189,6 +195,7 @@ async def _serve(config: LedgerConfig, process: Process, instruments: list[Instr
         loop.add_signal_handler(number, stopping.set)
     tasks = [asyncio.create_task(follower.run()) for follower in process.followers]
     tasks.append(asyncio.create_task(process.watch()))
+    tasks.append(asyncio.create_task(process.daily_close.run()))
     tasks.append(asyncio.create_task(pipelines.run()))
     await stopping.wait()
     for task in tasks:

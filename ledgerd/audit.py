@@ -10,7 +10,7 @@ that is found by comparing with whoever has seen them: the engines, and the head
 run (`ledgerd.follower`, `ledgerd.heads`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -339,19 +339,24 @@ def trial_balance(engine: Engine, time_ns: int | None = None) -> list[Sum]:
     over an asset is zero in sound books.
     """
     with one_moment(engine) as connection:
-        return trial_balance_in(connection, time_ns)
+        cuts = None if time_ns is None else cuts_at(connection, time_ns)
+        return trial_balance_in(connection, cuts)
 
 
-def trial_balance_in(connection: Connection, time_ns: int | None = None) -> list[Sum]:
-    """Return the trial balance as one transaction sees it."""
-    if time_ns is None:
-        posted = "postings"
-    else:
-        posted = """(
-            SELECT postings.* FROM postings JOIN (
-                SELECT stream, max(cursor_to) AS cut FROM seals WHERE posted_ns <= %(time_ns)s
-                GROUP BY stream) AS cuts
-            ON transfer_id >> 44 = stream AND transfer_id & 17592186044415 < cut)"""
+def cuts_at(connection: Connection, time_ns: int) -> dict[int, int]:
+    """Return how far each stream was posted by commits stamped with a time or an earlier one."""
+    query = "SELECT stream, max(cursor_to) FROM seals WHERE posted_ns <= %s GROUP BY 1"
+    return {int(stream): int(cut) for stream, cut in connection.execute(query, (time_ns,))}
+
+
+def trial_balance_in(connection: Connection, cuts: Mapping[int, int] | None = None) -> list[Sum]:
+    """Return the trial balance as one transaction sees it: all postings, or those before cuts."""
+    posted = "postings"
+    if cuts is not None:
+        posted = f"""(
+            SELECT postings.* FROM postings JOIN
+                unnest(%(streams)s::int8[], %(cuts)s::int8[]) AS cuts (stream, cut)
+            ON transfer_id >> {STREAM_SHIFT} = stream AND transfer_id & {NUMBER_MASK} < cut)"""
     statement: Any = f"""
         SELECT asset, purpose, coalesce(sum(total), 0), count(*)
         FROM accounts LEFT JOIN (
@@ -359,7 +364,7 @@ def trial_balance_in(connection: Connection, time_ns: int | None = None) -> list
         ) AS sums ON account_id = accounts.id
         GROUP BY 1, 2 ORDER BY 1, 2
     """
-    given = {} if time_ns is None else {"time_ns": time_ns}
+    given = {} if cuts is None else {"streams": list(cuts), "cuts": list(cuts.values())}
     return [
         Sum(asset, Purpose(purpose), int(total), count)
         for asset, purpose, total, count in connection.execute(statement, given)

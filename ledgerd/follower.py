@@ -89,6 +89,8 @@ class Status:
     settled_count: int = 0
     posted_ns: int = 0
     batch_count: int = 0
+    passed_ns: int = 0
+    """Everything that the pair executed before this moment is settled."""
     checked_sequence: int = 0
     """The last command as of which books and engine were compared and found the same."""
     checked_number: int = 0
@@ -116,6 +118,8 @@ class PairFollower:
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._stopping = ""
+        self._mark: tuple[int, int] | None = None
+        """A moment, and how far the pair's log reached then."""
         self._unchecked = asyncio.Event()
         """Set while something is settled that no digest covers."""
         self._changed = asyncio.Event()
@@ -162,6 +166,7 @@ class PairFollower:
         self.status.cursor = cursor
         self._waiting.clear()
         self._waiting_rows = 0
+        self._mark = None
         async with ExecutionFeed(self._target, pair) as feed:
             await self._refuse_older(feed, cursor)
             reader = asyncio.create_task(self._read(feed, cursor))
@@ -191,6 +196,8 @@ class PairFollower:
         async with contextlib.aclosing(feed.chunks(cursor)) as chunks:
             async for chunk in chunks:
                 self.status.committed_number = chunk.committed_number
+                self._mark = self._mark or (self._clock(), chunk.committed_number)
+                self._pass()
                 self._say(State.RUNNING)
                 while self._waiting_rows >= QUEUE_LIMIT:
                     self._room.clear()
@@ -284,10 +291,16 @@ class PairFollower:
             break
         self._note_digests(rows, cursor_from)
         self.status.cursor = cursor_to
+        self._pass()
         self.status.settled_count += len(rows)
         self.status.batch_count += 1
         self.status.posted_ns = self._clock()
         self._say(State.RUNNING)
+
+    def _pass(self) -> None:
+        """Note the moment up to which all is settled, once what was due then is."""
+        if self._mark is not None and self.status.cursor >= self._mark[1]:
+            self.status.passed_ns, self._mark = self._mark[0], None
 
     def _note_digests(self, rows: Rows, cursor_from: int) -> None:
         """Keep what a batch was compared with, and whether more was settled after it."""

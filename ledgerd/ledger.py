@@ -9,7 +9,7 @@ It decides nothing about who may ask: that is the door's business.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from typing import Any, Final
 from uuid import UUID
 
@@ -19,15 +19,24 @@ from sqlalchemy import Engine, event
 
 from exchange.enums import Asset
 from exchange.instrument import Instrument
-from exchange.refusal import Refusal, Refused
+from exchange.refusal import Code, Refusal, Refused
 from ledgerd import chart
-from ledgerd.audit import Sum, trial_balance_in
+from ledgerd.audit import one_moment
 from ledgerd.books.commit import Connection, Overdrawn
 from ledgerd.books.copying import Int8ArrayDumper, Rows
 from ledgerd.books.engine_money import Step
 from ledgerd.books.entries import Entries, Instructed, insufficient, unknown_pair
 from ledgerd.books.settling import SettledPair
-from ledgerd.chart import AccountName, Phase, Purpose, TransferKind
+from ledgerd.chart import AccountName, Phase, TransferKind
+from ledgerd.days.close import (
+    DayClose,
+    add_close,
+    close_of,
+    day_end,
+    end_ns_of,
+    let_them_end,
+    next_day,
+)
 from ledgerd.postings import AccountMissing, Told
 from ledgerd.reserves.merkle import Leaf, tree
 from ledgerd.transfers import NewTransfer, Posted, first_refusal
@@ -203,41 +212,49 @@ class Ledger:
 
     # What is kept for ever about the books as a whole.
 
-    def close_day(self, day: date) -> list[Sum]:
-        """Keep the trial balance at the end of a UTC day, once; return it.
+    def close_day(self, day: date, passed_ns: int | None = None) -> DayClose:
+        """Close a UTC day, once: keep its trial balance, gather its fees; return what was kept.
 
-        Raises Refused before the day is over, BooksUnbalanced when an asset does not sum to zero.
+        `passed_ns` is the moment before which all executions are settled, where that is known.
+        Days are closed one after the other. Raises Refused before the day is over or its turn has
+        come, BooksUnbalanced when an asset does not sum to zero.
         """
-        end = datetime.combine(day, datetime.min.time(), UTC) + timedelta(days=1)
-        end_ns = int(end.timestamp()) * 1_000_000_000
+        with self._transaction() as connection:
+            kept, following = close_of(connection, day), next_day(connection)
+        if kept is not None:
+            return kept
+        if day != following:
+            limit = "of no day yet" if following is None else f"{following}, the next one"
+            raise Refused(Refusal.of_field("DAY_NOT_NEXT", "day", day, limit))
+        end_ns = end_ns_of(day)
+        if self._clock() < end_ns:
+            raise Refused(Refusal.of_field("DAY_NOT_OVER", "day", day, "a day that is over"))
+        if passed_ns is not None and passed_ns < end_ns:
+            sentence = f"settlement of some pair has not passed the end of {day}"
+            raise Refused(Refusal(Code.FAILED_PRECONDITION, "DAY_NOT_SETTLED", sentence))
+        self._done(let_them_end)
+        with one_moment(self._engine) as connection:
+            end = day_end(connection, end_ns)
+        unbalanced = end.unbalanced()
+        if unbalanced:
+            raise BooksUnbalanced(f"at the end of {day} {unbalanced}")
 
-        def work(connection: Connection) -> list[Sum]:
+        def work(connection: Connection) -> None:
             books = Entries(connection)
-            query = "SELECT asset, purpose, amount, account_count FROM closes WHERE day = %s"
-            kept = connection.execute(query + " ORDER BY 1, 2", (day.isoformat(),)).fetchall()
-            if kept:
-                return [Sum(asset, Purpose(purpose), *rest) for asset, purpose, *rest in kept]
-            if self._clock() < end_ns:
-                raise Refused(Refusal.of_field("DAY_NOT_OVER", "day", day, "a day that is over"))
-            # Whoever holds a stream may be about to commit with a stamp of that day: let them end.
-            connection.execute("SELECT FROM streams ORDER BY id FOR UPDATE")
-            sums = trial_balance_in(connection, end_ns - 1)
-            totals: dict[str, int] = {}
-            for line in sums:
-                totals[line.asset] = totals.get(line.asset, 0) + line.amount
-            for asset, total in totals.items():
-                if total:
-                    raise BooksUnbalanced(f"{asset} sums to {total} at the end of {day}")
-            entry = books.entry(TransferKind.CLOSE, self._clock())
-            values = [
-                (line.asset, int(line.purpose), line.amount, line.account_count) for line in sums
-            ]
-            books.commit.add("closes", [(day.isoformat(), *row, entry) for row in values])
-            books.write(self._clock)
-            return sums
+            if close_of(connection, day) is None:
+                add_close(books, day, end, self._clock())
+                books.write(self._clock)
 
-        found: list[Sum] = self._done(work)
-        return found
+        self._done(work)
+        with self._transaction() as connection:
+            kept = close_of(connection, day)
+        assert kept is not None, f"the books know no close of {day} that was just committed"
+        return kept
+
+    def next_day(self) -> date | None:
+        """Return the day to close next; None while nothing was ever posted."""
+        with self._transaction() as connection:
+            return next_day(connection)
 
     def take_snapshot(self, asset: str, nonce: Callable[[], bytes]) -> int:
         """Keep a Merkle sum tree of what every trader is owed of an asset; return its number.

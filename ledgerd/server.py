@@ -9,8 +9,8 @@ It believes its callers: it listens on the machine's own address only.
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent import futures
+from datetime import date
 from typing import Final
-from uuid import UUID
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -24,64 +24,28 @@ from exchange.units import format_decimal
 from exchange.v1 import ledger_pb2, ledger_pb2_grpc
 from ledgerd import audit
 from ledgerd.books import queries
-from ledgerd.chart import AccountName, OwnerKind, Phase, Purpose, TransferKind
+from ledgerd.chart import OwnerKind, Purpose
+from ledgerd.days.close import close_of, closed_days
 from ledgerd.doors.answers import answered, enumerated, identity
+from ledgerd.doors.ledger_messages import (
+    account_name,
+    balance_line,
+    close_message,
+    day_of,
+    instruction,
+    name_message,
+    new_transfer,
+)
 from ledgerd.follower import Status
 from ledgerd.heads import BooksAreOlder
 from ledgerd.ledger import Ledger
 from ledgerd.reserves.merkle import NONCE_BYTES
-from ledgerd.transfers import Leg, NewTransfer
 
 SERVICE_NAME: Final = "exchange.v1.LedgerService"
 CALL_LIMIT: Final = 1_000
 """Most accounts or transfers in one call."""
-OF_CUSTODY: Final = (TransferKind.DEPOSIT, TransferKind.WITHDRAWAL)
-"""Kinds that only the custody pipelines make: each stands for something outside."""
-
-
-def _name(message: ledger_pb2.AccountName) -> AccountName:
-    return AccountName(
-        enumerated(OwnerKind, "owner_kind", message.owner_kind),
-        message.owner_id,
-        enumerated(Purpose, "purpose", message.purpose),
-        message.asset,
-        message.pair,
-    )
-
-
-def _name_message(name: AccountName) -> ledger_pb2.AccountName:
-    return ledger_pb2.AccountName(
-        owner_kind=int(name.owner_kind),  # type: ignore[arg-type]
-        owner_id=name.owner_id,
-        purpose=int(name.purpose),  # type: ignore[arg-type]
-        asset=name.asset,
-        pair=name.pair,
-    )
-
-
-def _new_transfer(message: ledger_pb2.NewTransfer) -> NewTransfer:
-    kind = enumerated(TransferKind, "kind", message.kind)
-    if kind in OF_CUSTODY:
-        # What is pending of these kinds is resolved with the same kind, so this covers it, too.
-        limit = "a kind that no deposit or withdrawal is booked as"
-        raise Refused(Refusal.of_field("KIND_OF_CUSTODY", "kind", kind.name, limit))
-    pending = identity("pending_id", message.pending_id) if message.pending_id else None
-    legs = tuple(Leg(_name(leg.name), leg.amount_units) for leg in message.legs)
-    for leg in legs:
-        if leg.account.purpose == Purpose.CUSTODY and kind != TransferKind.CORRECTION:
-            limit = "an account inside the exchange, unless this is a CORRECTION"
-            raise Refused(Refusal.of_field("ACCOUNT_OF_CUSTODY", "account", leg.account, limit))
-    return NewTransfer(
-        identity("id", message.id),
-        kind,
-        legs,
-        enumerated(Phase, "phase", message.phase),
-        pending,
-        message.amount_units,
-        message.expires_ns,
-        message.actor,
-        message.note,
-    )
+CLOSES_LIMIT: Final = 100
+"""Most closed days in one answer."""
 
 
 def _count(field: str, items: Sequence[object]) -> None:
@@ -117,7 +81,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     ) -> ledger_pb2.OpenAccountsResponse:
         """Open accounts."""
         _count("names", request.names)
-        names = [_name(message) for message in request.names]
+        names = [account_name(message) for message in request.names]
         for name in names:
             if name.owned_by_engine:
                 limit = "an account that allotment does not open by itself"
@@ -151,7 +115,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
                     version = 0 if last is None else last.version
                 places = shown[account.asset]
                 answer.balances.add(
-                    name=_name_message(queries.name_of(account)),
+                    name=name_message(queries.name_of(account)),
                     account_id=account.id,
                     amount_units=amount,
                     amount=format_decimal(amount, places, places),
@@ -171,7 +135,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             raise Refused(Refusal.of_field("PAGE_TOKEN_INVALID", "page_token", token, limit))
         answer = ledger_pb2.ListStatementResponse()
         with queries.reading(self._engine) as session:
-            account = queries.account_of(session, _name(request.name))
+            account = queries.account_of(session, account_name(request.name))
             places = queries.decimals(session)[account.asset]
             below = int(token) if token else None
             for posting, transfer in queries.statement(session, account, below, size):
@@ -196,7 +160,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     ) -> ledger_pb2.PostTransfersResponse:
         """Post transfers, all or none."""
         _count("transfers", request.transfers)
-        posted = self._ledger.post([_new_transfer(message) for message in request.transfers])
+        posted = self._ledger.post([new_transfer(message) for message in request.transfers])
         answer = ledger_pb2.PostTransfersResponse()
         for one in posted:
             answer.transfers.add(
@@ -225,7 +189,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             )
             for posting, account in whole.postings:
                 answer.postings.add(
-                    name=_name_message(queries.name_of(account)),
+                    name=name_message(queries.name_of(account)),
                     amount_units=posting.amount,
                     balance_units=posting.balance_after,
                     version=posting.version,
@@ -237,7 +201,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         self, request: ledger_pb2.AllotTradingFundsRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.AllotTradingFundsResponse:
         """Set trading money aside for a pair's engine."""
-        done = self._ledger.allot(*_instruction(request))
+        done = self._ledger.allot(*instruction(request))
         return ledger_pb2.AllotTradingFundsResponse(
             transfer_number=done.number, trading_units=done.trading_units
         )
@@ -247,7 +211,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         self, request: ledger_pb2.RecallTradingFundsRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.RecallTradingFundsResponse:
         """Ask a pair's engine for free money back."""
-        done = self._ledger.recall(*_instruction(request))
+        done = self._ledger.recall(*instruction(request))
         return ledger_pb2.RecallTradingFundsResponse(transfer_number=done.number)
 
     @answered
@@ -284,14 +248,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         answer, totals = ledger_pb2.GetTrialBalanceResponse(), dict.fromkeys(shown, 0)
         for line in lines:
             totals[line.asset] += line.amount
-            places = shown[line.asset]
-            answer.lines.add(
-                asset=line.asset,
-                purpose=int(line.purpose),
-                amount_units=line.amount,
-                amount=format_decimal(line.amount, places, places),
-                account_count=line.account_count,
-            )
+            answer.lines.append(balance_line(line, shown))
         answer.balanced = not any(totals.values())
         return answer
 
@@ -314,6 +271,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
                 checked_number=status.checked_number,
                 checked_ns=status.checked_ns,
                 check_count=status.check_count,
+                passed_ns=status.passed_ns,
             )
         return answer
 
@@ -357,6 +315,35 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         )
 
     @answered
+    def CloseDay(
+        self, request: ledger_pb2.CloseDayRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.CloseDayResponse:
+        """Close a day, once settlement has passed it."""
+        passed_ns = min((status.passed_ns for status in self._statuses()), default=None)
+        closed = self._ledger.close_day(day_of("day", request.day), passed_ns)
+        with queries.reading(self._engine) as session:
+            close = close_message(closed, queries.decimals(session))
+        return ledger_pb2.CloseDayResponse(close=close)
+
+    @answered
+    def ListCloses(
+        self, request: ledger_pb2.ListClosesRequest, context: grpc.ServicerContext
+    ) -> ledger_pb2.ListClosesResponse:
+        """Show the days that are closed."""
+        first = day_of("from_day", request.from_day) if request.from_day else date.min
+        size = request.page_size
+        if not 0 <= size <= CLOSES_LIMIT:
+            limit = f"from 0 to {CLOSES_LIMIT}"
+            raise Refused(Refusal.of_field("PAGE_SIZE_OUT_OF_RANGE", "page_size", size, limit))
+        with audit.one_moment(self._engine) as connection:
+            days = closed_days(connection, first, size or CLOSES_LIMIT)
+            closes = [close_of(connection, day) for day in days]
+        with queries.reading(self._engine) as session:
+            shown = queries.decimals(session)
+        messages = [close_message(close, shown) for close in closes if close is not None]
+        return ledger_pb2.ListClosesResponse(closes=messages)
+
+    @answered
     def TakeLiabilitySnapshot(
         self, request: ledger_pb2.TakeLiabilitySnapshotRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.TakeLiabilitySnapshotResponse:
@@ -390,14 +377,6 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             sibling = step.sibling
             answer.steps.add(hash=sibling.hash, total_units=sibling.total, left=step.left)
         return answer
-
-
-def _instruction(
-    request: ledger_pb2.AllotTradingFundsRequest | ledger_pb2.RecallTradingFundsRequest,
-) -> tuple[UUID, str, int, Asset, int, str]:
-    asset = enumerated(Asset, "asset", request.asset)
-    asked = identity("id", request.id)
-    return asked, request.pair, request.owner_id, asset, request.amount_units, request.actor
 
 
 class LedgerServer:

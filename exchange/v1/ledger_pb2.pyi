@@ -1203,6 +1203,184 @@ class GetTrialBalanceResponse(_message.Message):
 Global___GetTrialBalanceResponse: _TypeAlias = GetTrialBalanceResponse  # noqa: Y015
 
 @_typing.final
+class CloseDayRequest(_message.Message):
+    """Which day."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAY_FIELD_NUMBER: _builtins.int
+    day: _builtins.str
+    """UTC, such as 2026-01-31."""
+    def __init__(
+        self,
+        *,
+        day: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["day", b"day"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseDayRequest: _TypeAlias = CloseDayRequest  # noqa: Y015
+
+@_typing.final
+class FeeSweep(_message.Message):
+    """Fees of a pair that went to the exchange's common account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    PAIR_FIELD_NUMBER: _builtins.int
+    ASSET_FIELD_NUMBER: _builtins.int
+    AMOUNT_UNITS_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    transfer_id: _builtins.int
+    """The transfer."""
+    pair: _builtins.str
+    """The pair that earned them."""
+    asset: _builtins.str
+    """The asset."""
+    amount_units: _builtins.int
+    """What the pair's fee account had at the end of the day, in smallest units."""
+    amount: _builtins.str
+    """The same as decimal text."""
+    def __init__(
+        self,
+        *,
+        transfer_id: _builtins.int = ...,
+        pair: _builtins.str = ...,
+        asset: _builtins.str = ...,
+        amount_units: _builtins.int = ...,
+        amount: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "amount_units", b"amount_units", "asset", b"asset", "pair", b"pair", "transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeeSweep: _TypeAlias = FeeSweep  # noqa: Y015
+
+@_typing.final
+class DayClose(_message.Message):
+    """A closed day: every asset sums to zero, else it could not be closed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAY_FIELD_NUMBER: _builtins.int
+    CLOSED_NS_FIELD_NUMBER: _builtins.int
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    SWEEPS_FIELD_NUMBER: _builtins.int
+    day: _builtins.str
+    """UTC, such as 2026-01-31."""
+    closed_ns: _builtins.int
+    """When it was closed, nanoseconds since 1970 UTC."""
+    transfer_id: _builtins.int
+    """The entry that closes it."""
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrialBalanceLine]:
+        """The trial balance at the end of the day, sorted by asset and purpose: what pairs executed
+        before it, and everything else posted before it.
+        """
+
+    @_builtins.property
+    def sweeps(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeeSweep]:
+        """The fees gathered with it, by pair."""
+
+    def __init__(
+        self,
+        *,
+        day: _builtins.str = ...,
+        closed_ns: _builtins.int = ...,
+        transfer_id: _builtins.int = ...,
+        lines: _abc.Iterable[Global___TrialBalanceLine] | None = ...,
+        sweeps: _abc.Iterable[Global___FeeSweep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed_ns", b"closed_ns", "day", b"day", "lines", b"lines", "sweeps", b"sweeps", "transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DayClose: _TypeAlias = DayClose  # noqa: Y015
+
+@_typing.final
+class CloseDayResponse(_message.Message):
+    """The day as it was closed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLOSE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def close(self) -> Global___DayClose:
+        """The close."""
+
+    def __init__(
+        self,
+        *,
+        close: Global___DayClose | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["close", b"close"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseDayResponse: _TypeAlias = CloseDayResponse  # noqa: Y015
+
+@_typing.final
+class ListClosesRequest(_message.Message):
+    """Which days."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_DAY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    from_day: _builtins.str
+    """The first day wanted, UTC, such as 2026-01-31; empty: the first one ever."""
+    page_size: _builtins.int
+    """Most of them; 0: 100, which is also the limit."""
+    def __init__(
+        self,
+        *,
+        from_day: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_day", b"from_day", "page_size", b"page_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListClosesRequest: _TypeAlias = ListClosesRequest  # noqa: Y015
+
+@_typing.final
+class ListClosesResponse(_message.Message):
+    """The closed days."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLOSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def closes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DayClose]:
+        """By day."""
+
+    def __init__(
+        self,
+        *,
+        closes: _abc.Iterable[Global___DayClose] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closes", b"closes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListClosesResponse: _TypeAlias = ListClosesResponse  # noqa: Y015
+
+@_typing.final
 class ListSettlementsRequest(_message.Message):
     """All pairs."""
 
@@ -1236,6 +1414,7 @@ class Settlement(_message.Message):
     CHECKED_NUMBER_FIELD_NUMBER: _builtins.int
     CHECKED_NS_FIELD_NUMBER: _builtins.int
     CHECK_COUNT_FIELD_NUMBER: _builtins.int
+    PASSED_NS_FIELD_NUMBER: _builtins.int
     pair: _builtins.str
     """The pair."""
     state: Global___SettlementState.ValueType
@@ -1260,6 +1439,8 @@ class Settlement(_message.Message):
     """When that comparison was made, nanoseconds since 1970 UTC."""
     check_count: _builtins.int
     """Comparisons made since this process started."""
+    passed_ns: _builtins.int
+    """Everything that the pair executed before this moment is settled, nanoseconds since 1970 UTC."""
     def __init__(
         self,
         *,
@@ -1274,10 +1455,11 @@ class Settlement(_message.Message):
         checked_number: _builtins.int = ...,
         checked_ns: _builtins.int = ...,
         check_count: _builtins.int = ...,
+        passed_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_count", b"check_count", "checked_ns", b"checked_ns", "checked_number", b"checked_number", "checked_sequence", b"checked_sequence", "committed_number", b"committed_number", "cursor", b"cursor", "pair", b"pair", "posted_ns", b"posted_ns", "sentence", b"sentence", "settled_count", b"settled_count", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_count", b"check_count", "checked_ns", b"checked_ns", "checked_number", b"checked_number", "checked_sequence", b"checked_sequence", "committed_number", b"committed_number", "cursor", b"cursor", "pair", b"pair", "passed_ns", b"passed_ns", "posted_ns", b"posted_ns", "sentence", b"sentence", "settled_count", b"settled_count", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

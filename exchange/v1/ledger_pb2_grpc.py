@@ -101,6 +101,16 @@ class LedgerServiceStub:
                 request_serializer=exchange_dot_v1_dot_ledger__pb2.TakeLiabilitySnapshotRequest.SerializeToString,
                 response_deserializer=exchange_dot_v1_dot_ledger__pb2.TakeLiabilitySnapshotResponse.FromString,
                 _registered_method=True)
+        self.CloseDay = channel.unary_unary(
+                '/exchange.v1.LedgerService/CloseDay',
+                request_serializer=exchange_dot_v1_dot_ledger__pb2.CloseDayRequest.SerializeToString,
+                response_deserializer=exchange_dot_v1_dot_ledger__pb2.CloseDayResponse.FromString,
+                _registered_method=True)
+        self.ListCloses = channel.unary_unary(
+                '/exchange.v1.LedgerService/ListCloses',
+                request_serializer=exchange_dot_v1_dot_ledger__pb2.ListClosesRequest.SerializeToString,
+                response_deserializer=exchange_dot_v1_dot_ledger__pb2.ListClosesResponse.FromString,
+                _registered_method=True)
         self.GetLiabilityProof = channel.unary_unary(
                 '/exchange.v1.LedgerService/GetLiabilityProof',
                 request_serializer=exchange_dot_v1_dot_ledger__pb2.GetLiabilityProofRequest.SerializeToString,
@@ -206,6 +216,21 @@ class LedgerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CloseDay(self, request, context):
+        """Close a UTC day: keep its trial balance, gather its fees. Days that are over are closed by
+        themselves, one after the other; a closed day is answered as it was closed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCloses(self, request, context):
+        """Show the days that are closed, from one on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetLiabilityProof(self, request, context):
         """Prove to one owner that a snapshot counts what it is owed.
         """
@@ -280,6 +305,16 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.TakeLiabilitySnapshot,
                     request_deserializer=exchange_dot_v1_dot_ledger__pb2.TakeLiabilitySnapshotRequest.FromString,
                     response_serializer=exchange_dot_v1_dot_ledger__pb2.TakeLiabilitySnapshotResponse.SerializeToString,
+            ),
+            'CloseDay': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseDay,
+                    request_deserializer=exchange_dot_v1_dot_ledger__pb2.CloseDayRequest.FromString,
+                    response_serializer=exchange_dot_v1_dot_ledger__pb2.CloseDayResponse.SerializeToString,
+            ),
+            'ListCloses': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCloses,
+                    request_deserializer=exchange_dot_v1_dot_ledger__pb2.ListClosesRequest.FromString,
+                    response_serializer=exchange_dot_v1_dot_ledger__pb2.ListClosesResponse.SerializeToString,
             ),
             'GetLiabilityProof': grpc.unary_unary_rpc_method_handler(
                     servicer.GetLiabilityProof,
@@ -640,6 +675,60 @@ class LedgerService:
             '/exchange.v1.LedgerService/TakeLiabilitySnapshot',
             exchange_dot_v1_dot_ledger__pb2.TakeLiabilitySnapshotRequest.SerializeToString,
             exchange_dot_v1_dot_ledger__pb2.TakeLiabilitySnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseDay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exchange.v1.LedgerService/CloseDay',
+            exchange_dot_v1_dot_ledger__pb2.CloseDayRequest.SerializeToString,
+            exchange_dot_v1_dot_ledger__pb2.CloseDayResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCloses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exchange.v1.LedgerService/ListCloses',
+            exchange_dot_v1_dot_ledger__pb2.ListClosesRequest.SerializeToString,
+            exchange_dot_v1_dot_ledger__pb2.ListClosesResponse.FromString,
             options,
             channel_credentials,
             insecure,

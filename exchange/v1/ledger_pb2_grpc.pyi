@@ -67,6 +67,12 @@ class LedgerServiceStub:
     """Compute the whole chain and all balances again."""
     TakeLiabilitySnapshot: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.TakeLiabilitySnapshotRequest, _ledger_pb2.TakeLiabilitySnapshotResponse]
     """Keep a Merkle sum tree of what every trader is owed of an asset."""
+    CloseDay: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.CloseDayRequest, _ledger_pb2.CloseDayResponse]
+    """Close a UTC day: keep its trial balance, gather its fees. Days that are over are closed by
+    themselves, one after the other; a closed day is answered as it was closed.
+    """
+    ListCloses: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ListClosesRequest, _ledger_pb2.ListClosesResponse]
+    """Show the days that are closed, from one on."""
     GetLiabilityProof: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetLiabilityProofRequest, _ledger_pb2.GetLiabilityProofResponse]
     """Prove to one owner that a snapshot counts what it is owed."""
 
@@ -107,6 +113,12 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """Compute the whole chain and all balances again."""
     TakeLiabilitySnapshot: _aio.UnaryUnaryMultiCallable[_ledger_pb2.TakeLiabilitySnapshotRequest, _ledger_pb2.TakeLiabilitySnapshotResponse]  # type: ignore[assignment]
     """Keep a Merkle sum tree of what every trader is owed of an asset."""
+    CloseDay: _aio.UnaryUnaryMultiCallable[_ledger_pb2.CloseDayRequest, _ledger_pb2.CloseDayResponse]  # type: ignore[assignment]
+    """Close a UTC day: keep its trial balance, gather its fees. Days that are over are closed by
+    themselves, one after the other; a closed day is answered as it was closed.
+    """
+    ListCloses: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ListClosesRequest, _ledger_pb2.ListClosesResponse]  # type: ignore[assignment]
+    """Show the days that are closed, from one on."""
     GetLiabilityProof: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetLiabilityProofRequest, _ledger_pb2.GetLiabilityProofResponse]  # type: ignore[assignment]
     """Prove to one owner that a snapshot counts what it is owed."""
 
@@ -222,6 +234,24 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.TakeLiabilitySnapshotResponse, _abc.Awaitable[_ledger_pb2.TakeLiabilitySnapshotResponse]]:
         """Keep a Merkle sum tree of what every trader is owed of an asset."""
+
+    @_abc_1.abstractmethod
+    def CloseDay(
+        self,
+        request: _ledger_pb2.CloseDayRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.CloseDayResponse, _abc.Awaitable[_ledger_pb2.CloseDayResponse]]:
+        """Close a UTC day: keep its trial balance, gather its fees. Days that are over are closed by
+        themselves, one after the other; a closed day is answered as it was closed.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCloses(
+        self,
+        request: _ledger_pb2.ListClosesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.ListClosesResponse, _abc.Awaitable[_ledger_pb2.ListClosesResponse]]:
+        """Show the days that are closed, from one on."""
 
     @_abc_1.abstractmethod
     def GetLiabilityProof(

@@ -285,7 +285,7 @@ class Entries:
             assert given is not None, f"transfer {before} is no instruction"
             asset = self._pair(pair)[1][told.asset - 1]
             name = chart.trading(self._trader(told.owner_id), told.owner_id, asset)
-            return Instructed(int(given[0]), self._balance(self.known([name])[name]))
+            return Instructed(int(given[0]), self.balance(self.known([name])[name]))
         stream, assets = self._pair(pair)
         if not 1 <= told.owner_id < account_capacity:
             limit = f"from 1 to {account_capacity - 1}, the accounts that engine has room for"
@@ -304,7 +304,7 @@ class Entries:
         back = [chart.trading(kind, told.owner_id, other) for other in assets]
         ids = self.opened([flight, *both, *back], time_ns)
         moves = ((ids[trading], -told.amount), (ids[flight], told.amount))
-        balance = self._balance(ids[trading])
+        balance = self.balance(ids[trading])
         if allot and balance < told.amount:
             raise Refused(_beyond_trading(told.owner_id, balance, told.amount))
         transfer_id = self.entry(told.kind, time_ns, moves if allot else (), Phase.PENDING)
@@ -320,7 +320,7 @@ class Entries:
         self.commit.add("requests", [(request, transfer_id, digest, actor, "")])
         return Instructed(int(row[0]), balance - told.amount if allot else balance)
 
-    def _balance(self, account_id: int) -> int:
+    def balance(self, account_id: int) -> int:
         """Read a balance and hold it until the commit: a release may be about to raise it."""
         query = "SELECT amount FROM balances WHERE account_id = %s FOR UPDATE"
         row = self.connection.execute(query, (account_id,), prepare=True).fetchone()

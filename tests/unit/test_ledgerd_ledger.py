@@ -564,7 +564,7 @@ def test_a_day_is_closed_once_and_after_its_end() -> None:
         books.clock.now_ns += DAY_NS
         books.deposit(1, "BTC", 11)
         closed = books.ledger.close_day(today)
-        amounts = {line.purpose: line.amount for line in closed if line.asset == "BTC"}
+        amounts = {line.purpose: line.amount for line in closed.sums if line.asset == "BTC"}
         assert amounts[Purpose.TRADING] == 100 == -amounts[Purpose.CUSTODY]
         books.deposit(1, "BTC", 11)
         assert books.ledger.close_day(today) == closed
