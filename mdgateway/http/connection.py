@@ -9,7 +9,7 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web_protocol
 from aiohttp.web_server import Server
@@ -90,9 +90,10 @@ class Connection(web_protocol.RequestHandler):
         self.member: Member | None = None
         """Who this is to the fan-out once it is a WebSocket."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, given_transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it with a sentence."""
-        assert isinstance(transport, asyncio.Transport)
+        # uvloop's transports are of no class of asyncio's.
+        transport = cast(asyncio.Transport, given_transport)
         config = self._connections.config
         given: socket.socket | None = transport.get_extra_info("socket")
         if given is not None:
