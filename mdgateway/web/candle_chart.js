@@ -21,7 +21,7 @@ export class CandleChart {
     this.chart = createChart(element, {
       autoSize: true,
       layout: { attributionLogo: false, fontFamily: "inherit" },
-      timeScale: { timeVisible: true, secondsVisible: true, rightOffset: 4 },
+      timeScale: { timeVisible: true, secondsVisible: true, rightOffset: 4, barSpacing: 9 },
       rightPriceScale: { borderVisible: false },
       localization: { locale: "en-GB" },
     });
