@@ -5,7 +5,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 from sqlmodel import SQLModel
 
-import ledgerd.models  # noqa: F401 (its tables are the metadata)
+import ledgerd.custody.models
+import ledgerd.models  # noqa: F401 (the tables of both are the metadata)
 
 engine = create_engine(context.config.attributes["url"], poolclass=NullPool)
 with engine.connect() as connection:

@@ -24,7 +24,7 @@ from ledgerd.chart import Phase, Purpose, TransferKind
 from ledgerd.transfers import NewTransfer
 from tests.books import OTHER, PAIR, TestBooks, fresh_books, user
 from tests.reference import ledger as twin
-from tests.unit.test_ledgerd_ledger import digest
+from tests.unit.test_ledgerd_digests import digest
 
 OWNERS = 4
 PAIRS = (PAIR, OTHER)

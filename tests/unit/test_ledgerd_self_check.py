@@ -22,6 +22,7 @@ from exchange.v1 import (
 )
 from ledgerd.follower import State
 from tests.books import OTHER, PAIR, fresh_books
+from tests.unit.test_ledgerd_digests import digest, owned
 from tests.unit.test_ledgerd_follower import (
     Feed,
     at,
@@ -32,7 +33,7 @@ from tests.unit.test_ledgerd_follower import (
     settling,
     until,
 )
-from tests.unit.test_ledgerd_ledger import digest, owned, trade
+from tests.unit.test_ledgerd_ledger import trade
 
 
 class Entry(pair_admin_pb2_grpc.PairAdminServiceServicer):
