@@ -56,6 +56,7 @@ def add_commands(commands: Any) -> None:
         "--port", type=int, default=plans.ORDERS_PORT, help="order entry of the first pair"
     )
     parser.add_argument("--market-data-port", type=int, help="instead of --port plus 1")
+    parser.add_argument("--http-port", type=int, help="instead of --port plus 2")
     parser.add_argument("--ledger-port", type=int, help="instead of --port plus 20")
     parser.add_argument("--risk-port", type=int, help="instead of --port plus 21")
     parser.add_argument("--durability", choices=("fsync", "os"), default="fsync")
@@ -86,6 +87,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
         ),
         given.durability,
         given.instruments,
+        http_port=given.http_port or base + plans.HTTP_OFFSET,
     ).validate()
 
 

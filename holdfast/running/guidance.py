@@ -1,7 +1,9 @@
 """What somebody who just started an exchange can type in another terminal."""
 
+from pathlib import Path
+
 from holdfast.running.demonstration import VISITOR
-from holdfast.running.plan import Plan
+from holdfast.running.plan import LEDGER_OFFSET, PAIRS, Plan, orders_offset
 
 
 def lines_to_try(plan: Plan, price: str) -> str:
@@ -15,10 +17,12 @@ def lines_to_try(plan: Plan, price: str) -> str:
         f' "price": "{price}", "quantity": "0.01"}}'
     )
     balances = f'{{"owner_kind": "OWNER_KIND_USER", "owner_id": {VISITOR}}}'
+    where = "" if plan.run == Path("run") else f" --run {plan.run}"
     orders = ", ".join(f"{one.pair} {one.target}" for one in plan.pairs)
     return (
         f"Orders: {orders}; market data {plan.market_data}; ledger {plan.money.ledger};"
         f" risk {plan.money.risk}\n"
+        f"The market in a browser: {plan.page}\n"
         f"Try it, in another terminal (account {VISITOR} is funded and yours):\n"
         f"  grpcurl -plaintext {first.target} list\n"
         f"  grpcurl -plaintext -H 'holdfast-account: {VISITOR}' -d '{order}'"
@@ -28,5 +32,20 @@ def lines_to_try(plan: Plan, price: str) -> str:
         f"  grpcurl -plaintext -d '{balances}'"
         f" {plan.money.ledger} exchange.v1.LedgerService/ListBalances\n"
         f"  grpcurl -plaintext {plan.money.risk} exchange.v1.RiskService/GetRiskStatus\n"
+        f"  holdfast balances{where}\n"
+        f"  holdfast deposit BTC 0.5{where}\n"
+        f"  holdfast verify{where}{_pairs(plan)}\n"
         f"Logs and state: {plan.run}. Ctrl-C stops everything in good order."
     )
+
+
+def _pairs(plan: Plan) -> str:
+    """Return what `holdfast verify` has to be told of pairs that are not where they usually are."""
+    assert plan.money is not None
+    first = plan.money.ledger_port - LEDGER_OFFSET
+    usual = {pair: first + orders_offset(place) for place, pair in enumerate(PAIRS)}
+    found = ""
+    for one in plan.pairs:
+        if usual.get(one.pair) != one.orders_port:
+            found += f" --pair {one.pair}={one.target}"
+    return found

@@ -19,6 +19,7 @@ PAIRS: Final = ("BTC-USDT", "ETH-USDT")
 ORDERS_PORT: Final = 8850
 """Order entry of the first pair; what else listens has a fixed distance to it."""
 MARKET_DATA_OFFSET: Final = 1
+HTTP_OFFSET: Final = 2
 LEDGER_OFFSET: Final = 20
 RISK_OFFSET: Final = 21
 LEDGER_PORT: Final = ORDERS_PORT + LEDGER_OFFSET
@@ -126,6 +127,8 @@ class Plan:
     """An instrument file instead of the installed one."""
     segments: str = field(default_factory=segment_folder)
     """Folder of the shared memory segments."""
+    http_port: int = 0
+    """Of the gateway's page, REST and WebSocket; 0: none."""
 
     def validate(self) -> Self:
         """Return self, or raise ValueError naming the first field that cannot work."""
@@ -151,6 +154,8 @@ class Plan:
         found = {f"the port of {one.pair}": one.orders_port for one in self.pairs}
         if self.market_data_port:
             found["market_data_port"] = self.market_data_port
+        if self.http_port:
+            found["http_port"] = self.http_port
         if self.money is not None:
             found |= {"ledger_port": self.money.ledger_port, "risk_port": self.money.risk_port}
         return found
@@ -159,6 +164,11 @@ class Plan:
     def market_data(self) -> str:
         """Return where the gateway listens."""
         return f"127.0.0.1:{self.market_data_port}"
+
+    @property
+    def page(self) -> str:
+        """Return where a browser shows the market."""
+        return f"http://127.0.0.1:{self.http_port}/"
 
     @property
     def addresses(self) -> Path:
@@ -186,6 +196,7 @@ class Plan:
             for one in self.pairs:
                 given += ("--pair", one.pair)
             given += ("--port", str(self.market_data_port), *self._instruments())
+            given += ("--http-port", str(self.http_port or -1))
             found.append(Process(MDGATEWAY, given, Stage.DOORS))
         return found
 

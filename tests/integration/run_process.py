@@ -25,20 +25,20 @@ class RunProcess:
 
     def __init__(self, run: Path, segments: Path, pairs: tuple[str, ...], *more: str) -> None:
         self.run = run
-        ports = [str(port) for port in free_ports(3 + len(pairs))]
-        market_data, ledger, risk = ports[:3]
+        ports = [str(port) for port in free_ports(4 + len(pairs))]
+        market_data, ledger, risk, http = ports[:4]
         self.targets = {
-            pair: f"127.0.0.1:{port}" for pair, port in zip(pairs, ports[3:], strict=True)
+            pair: f"127.0.0.1:{port}" for pair, port in zip(pairs, ports[4:], strict=True)
         }
         self.market_data_target = f"127.0.0.1:{market_data}"
         self.ledger_target = f"127.0.0.1:{ledger}"
         self.risk_target = f"127.0.0.1:{risk}"
         self.lines: list[str] = []
         arguments = ["--run", str(run), "--durability", "os"]
-        for pair, port in zip(pairs, ports[3:], strict=True):
+        for pair, port in zip(pairs, ports[4:], strict=True):
             arguments += ["--pair", f"{pair}={port}"]
         arguments += ["--market-data-port", market_data, "--ledger-port", ledger]
-        arguments += ["--risk-port", risk]
+        arguments += ["--risk-port", risk, "--http-port", http]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "holdfast.cli", "run", *arguments, *more],
             cwd=ROOT,

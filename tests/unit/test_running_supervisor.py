@@ -120,13 +120,14 @@ def segments() -> Iterator[Path]:
 
 @pytest.fixture
 def plan(tmp_path: Path, segments: Path) -> QuickPlan:
-    first, second, market_data, ledger, risk = free_ports(5)
+    first, second, market_data, ledger, risk, http = free_ports(6)
     return QuickPlan(
         tmp_path / "run",
         (PairPlan("BTC-USDT", first), PairPlan("ETH-USDT", second)),
         market_data,
         MoneyPlan(ledger, risk),
         segments=str(segments),
+        http_port=http,
     )
 
 
@@ -256,7 +257,7 @@ def test_one_supervisor_a_run_folder(plan: QuickPlan) -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("which", range(6))
 def test_a_port_that_is_taken_is_named_before_anything_starts(plan: QuickPlan, which: int) -> None:
     async def scenario(port: int) -> None:
         with pytest.raises(PortTaken, match=f"port {port} of 127.0.0.1 is in use"):
@@ -343,6 +344,7 @@ def test_a_plan_names_every_process_of_its_pairs(tmp_path: Path) -> None:
     engine = " ".join(first["BTC-USDT", "engine"])
     assert engine.endswith("--durability os --inboxes 2")
     assert {"BTC-USDT", "ETH-USDT"} < {*first["", "mdgateway"]}
+    assert first["", "mdgateway"][-2:] == ("--http-port", "-1")
     addresses = {"ledger": "url-1", "ledger_owner": "url-2", "risk": "url-3"}
     ledgerd, riskd = (" ".join(one.arguments) for one in plan.second(addresses))
     follow = "--follow BTC-USDT=127.0.0.1:8850 --follow ETH-USDT=127.0.0.1:8860"
