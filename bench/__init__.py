@@ -9,6 +9,7 @@ from bench.kernels import run_book, run_flows, run_kernel
 from bench.memory import run_memory
 from bench.reads import run_readers, run_reads
 from bench.rings import run_rings
+from bench.settlement import run_settlement
 
 BENCHMARKS: dict[str, tuple[str, Callable[[Rounds], list[Row]]]] = {
     "kernel": ("the kernel, every feature on, against a null kernel and the twin", run_kernel),
@@ -22,5 +23,6 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Rounds], list[Row]]]] = {
     "readers": ("the engine while somebody reads its book", run_readers),
     "memory": ("what a book costs by its size", run_memory),
     "entry": ("orders over gRPC against a bare echo", run_entry),
+    "settlement": ("trades into PostgreSQL against one transaction each", run_settlement),
     "processes": ("order entry by the number of its processes", run_processes),
 }

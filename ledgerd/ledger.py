@@ -363,7 +363,7 @@ class Ledger:
         BooksDiffer when it holds other money than the books say.
         """
         assert len(rows), "nothing to settle"
-        pair = self._pairs.setdefault(instrument.pair, SettledPair(instrument))
+        pair = self._pair_of(instrument)
 
         def work(connection: Connection) -> Step:
             return pair.settle(connection, rows, cursor_from, self._clock)
@@ -379,6 +379,9 @@ class Ledger:
             assert pair.money is not None, "settled before it was read"
             pair.money.take(step)
         return step.cursor_to
+
+    def _pair_of(self, instrument: Instrument) -> SettledPair:
+        return self._pairs.setdefault(instrument.pair, SettledPair(instrument))
 
     def differences(self) -> list[str]:
         """Read the money of each settled pair in full; name what differs from what was kept."""
