@@ -227,6 +227,9 @@ def test_no_part_of_a_proof_can_be_changed(amounts: list[int], data: st.DataObje
     # The root is what was published, not what the proof brings along.
     assert proof.complaint(bytes(32), root.total)
     assert proof.complaint(root.hash, root.total + 1)
+    # Whoever publishes a sum that the steps do not add up to is found out by every owner.
+    flattering = dataclasses.replace(proof, total_units=root.total - 1)
+    assert "add up to" in flattering.complaint(root.hash, root.total - 1)
 
 
 def test_sums_beyond_all_bounds_hide_no_debt() -> None:
@@ -237,11 +240,21 @@ def test_sums_beyond_all_bounds_hide_no_debt() -> None:
     assert "at most 64" in too_long.complaint(bytes(32), SUM_LIMIT)
 
 
-def test_the_numbers_of_the_definition() -> None:
-    """The bytes that docs/money.md defines, written out once by hand."""
-    nonce = bytes(range(16))
+@pytest.mark.parametrize(
+    ("nonce_bytes", "hash_bytes", "complaint"),
+    [
+        (16, 32, ""),
+        (15, 32, "no leaf"),
+        (17, 32, "no leaf"),
+        (16, 31, "no node"),
+        (16, 33, "no node"),
+    ],
+)
+def test_the_bytes_of_the_definition(nonce_bytes: int, hash_bytes: int, complaint: str) -> None:
+    """As docs/money.md defines them, written out once by hand; other lengths are no tree."""
+    nonce, other = bytes(range(nonce_bytes)), bytes(range(hash_bytes))
     leaf = hashlib.sha256(b"\0" + bytes(7) + b"\x05" + bytes(7) + b"\x09" + nonce).digest()
-    other = hashlib.sha256(b"other").digest()
     root = hashlib.sha256(b"\1" + other + bytes(7) + b"\x02" + leaf + bytes(7) + b"\x09").digest()
     proof = LiabilityProof(1, 5, 9, nonce, (Step(other, 2, left=True),), root, 11)
-    assert proof.complaint(root, 11) == ""
+    assert complaint in proof.complaint(root, 11)
+    assert bool(complaint) == bool(proof.complaint(root, 11))
