@@ -52,6 +52,7 @@ from ledgerd.custody.withdrawal_rules import (
     Policy,
     WithdrawalEvent,
     WithdrawalState,
+    after,
     judge_amount,
     judge_approval,
     judge_event,
@@ -184,11 +185,11 @@ class Withdrawals:
         return self._books.done(work)
 
     def reject(self, subject: UUID, actor: str, reason: str) -> Withdrawal:
-        """Refuse a withdrawal before it is sent: the money goes back."""
+        """Refuse a withdrawal before it is sent: the money goes back. Safe to repeat."""
         return self._given_up(subject, WithdrawalEvent.REJECT, actor, reason)
 
     def cancel(self, subject: UUID, actor: str, reason: str = "cancelled") -> Withdrawal:
-        """Take a withdrawal back before it is sent: the money goes back."""
+        """Take a withdrawal back before it is sent: the money goes back. Safe to repeat."""
         return self._given_up(subject, WithdrawalEvent.CANCEL, actor, reason)
 
     def _given_up(
@@ -201,6 +202,9 @@ class Withdrawals:
 
         def work(step: Step) -> Withdrawal:
             found = locked(step, subject)
+            if found.state == after(WithdrawalState.APPROVED, event):
+                # Whoever did not hear the answer asks again.
+                return replace(found, repeated=True)
             refused = judge_event(found.standing, event)
             if refused is not None:
                 raise Refused(refused)

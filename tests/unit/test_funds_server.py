@@ -339,10 +339,11 @@ def test_a_rejected_and_a_cancelled_withdrawal_come_back(rich: FundsDoor) -> Non
     assert rich.refused("CancelWithdrawal", id=second.id, actor="") == (INVALID, "TEXT_INVALID")
     rich.answer("CancelWithdrawal", id=second.id, actor="alice")
     assert [rich.state(one.id) for one in (first, second)] == ["REJECTED", "CANCELLED"]
-    assert rich.refused("CancelWithdrawal", id=second.id, actor="alice") == (
-        STATE,
-        "WITHDRAWAL_STATE",
-    )
+    # Whoever did not hear the answer asks again; nothing is another decision after that.
+    again = rich.answer("CancelWithdrawal", id=second.id, actor="alice").withdrawal
+    assert again.state == funds_pb2.WITHDRAWAL_STATE_CANCELLED
+    refused = rich.refused("RejectWithdrawal", id=second.id, actor="bob", reason="late")
+    assert refused == (STATE, "WITHDRAWAL_STATE")
     for call in ("GetWithdrawal", "CancelWithdrawal"):
         fields = {"id": NOBODY} | ({"actor": "alice"} if call != "GetWithdrawal" else {})
         assert rich.refused(call, **fields) == (MISSING, "WITHDRAWAL_UNKNOWN")
