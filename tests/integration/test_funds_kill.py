@@ -238,7 +238,7 @@ def test_limits_are_riskds_and_its_absence_is_an_answer() -> None:
     ids = (UUID(int=number).bytes for number in range(1, 1_000))
     with money(random.Random(1), 0) as made:
         made.deposited(9)
-        owner = {"owner_id": OWNER_ID, "asset": "BTC", "address": "outside"}
+        owner: dict[str, Any] = {"owner_id": OWNER_ID, "asset": "BTC", "address": "outside"}
         made.call("AddWithdrawalAddress", id=next(ids), actor="alice", **owner)
         kill = risk_pb2.KillSwitchRequest(
             scope=risk_pb2.KILL_SCOPE_ACCOUNT,
