@@ -25,6 +25,8 @@ from mdgateway.feed.records import (
     Heartbeat,
     Notice,
     NoticeKind,
+    OrderPart,
+    OrderRun,
     PairState,
     Record,
     Texts,
@@ -41,10 +43,12 @@ _BUY: Final = int(Side.BUY)
 SIDES: Final[dict[int, str | None]] = {0: None, 1: "buy", 2: "sell"}
 ENGINE_STATES: Final = ("unknown", "starting", "ready", "journal_blocked", "draining")
 """By the numbers of the contract's EngineState."""
+ORDER_ACTIONS: Final = ("unknown", "add", "reduce", "delete", "execute")
+"""By the numbers of the contract's OrderAction."""
 
 
-def dumps(content: Mapping[str, Any]) -> bytes:
-    """Return an object as JSON without spaces, in ASCII."""
+def dumps(content: Mapping[str, Any] | list[Any]) -> bytes:
+    """Return an object or a list as JSON without spaces, in ASCII."""
     return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
@@ -95,6 +99,10 @@ class JsonEncoder:
             case CandleRun():
                 kind = "snapshot" if record.is_snapshot else "update"
                 return self._told(kind, topic, _inner(self._candle_run(record)))
+            case OrderPart():
+                return self._told("snapshot", topic, _inner(self._order_part(record)))
+            case OrderRun():
+                return self._told("events", topic, _inner(self._order_run(record)))
             case Notice():
                 return dumps(self.notice(record, topic.channel.value))
             case Heartbeat() | Goodbye():
@@ -133,7 +141,7 @@ class JsonEncoder:
 
     def trades(self, rows: Rows) -> str:
         """Return trade rows as a JSON array, in their order."""
-        return "[" + ",".join(json.dumps(self._trade(*row)) for row in rows.tolist()) + "]"
+        return dumps([self._trade(*row) for row in rows.tolist()]).decode()
 
     def ticker(self, record: TickerState) -> Json:
         """Return the ticker."""
@@ -219,6 +227,7 @@ class JsonEncoder:
             "engine_state": engine_state_name(record.engine_state),
             "status": status_name(record.status),
             "missed_count": record.missed_count,
+            "next_trade_number": record.next_trade_number or None,
             "message": record.message,
         }
 
@@ -243,6 +252,50 @@ class JsonEncoder:
             "epoch": record.epoch,
             "sequence": record.sequence,
             "candles": self.candles(record.candles),
+        }
+
+    def _order_part(self, record: OrderPart) -> Json:
+        price, quantity = self.texts.price, self.texts.quantity
+        return {
+            "pair": self._pair,
+            "epoch": record.epoch,
+            "sequence": record.sequence,
+            "position": record.position,
+            "part": record.part,
+            "is_last": record.is_last,
+            "orders": [
+                [str(number), SIDES[side], price(ticks), quantity(lots)]
+                for number, side, ticks, lots, _ in record.orders.tolist()
+            ],
+            "unknown": [
+                [SIDES[side], price(ticks), quantity(lots), count]
+                for side, ticks, lots, count in record.unknown.tolist()
+            ],
+        }
+
+    def _order_run(self, record: OrderRun) -> Json:
+        return {
+            "pair": self._pair,
+            "epoch": record.epoch,
+            "previous_position": record.previous_position,
+            "position": record.position,
+            "more_follows": record.more_follows,
+            "events": [
+                {
+                    "action": ORDER_ACTIONS[action],
+                    "order_number": str(order),
+                    "side": SIDES[side],
+                    "price": self.texts.price(price),
+                    "quantity": self.texts.quantity(lots),
+                    "trade_number": trade or None,
+                    "sequence": sequence,
+                    "time_ns": str(time_ns),
+                    "is_gone": bool(gone),
+                }
+                for action, order, side, price, lots, trade, sequence, time_ns, _, gone in (
+                    record.rows.tolist()
+                )
+            ],
         }
 
     def _levels(self, rows: Iterable[list[int]]) -> str:

@@ -112,6 +112,8 @@ class HttpServer:
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
             answer = _refused(_UNEXPECTED)
+        # What this is made of is nobody's business.
+        answer.headers["Server"] = "holdfast"
         if request.body_exists and not answer.prepared:
             # No path takes a body; who sends one is answered and its connection ends.
             answer.force_close()

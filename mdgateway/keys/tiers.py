@@ -8,7 +8,7 @@ its own. Pure.
 from dataclasses import dataclass
 from typing import Final
 
-CHANNELS: Final = ("depth", "ticker", "trades", "candles", "status", "orders", "heartbeat")
+CHANNELS: Final = ("status", "depth", "ticker", "trades", "candles", "orders", "heartbeat")
 """Every channel there is, in the order in which a connection is told of one moment."""
 
 

@@ -396,7 +396,8 @@ class Hub:
                 self._drop(member, name)
                 ended = {"type": "ended", "channel": name[0], "pair": name[1]}
                 why = {"reason": refusal.reason, "message": refusal.message}
-                member.tell(dumps({**ended, **why, "resume_from": error.resume_from}))
+                place = error.resume_from if feed.channel == "trades" else None
+                member.tell(dumps({**ended, **why, "resume_from": place}))
         self._regroup(member)
 
     def _regroup(self, member: Member) -> None:

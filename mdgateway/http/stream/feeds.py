@@ -20,6 +20,7 @@ from mdgateway.feed.requests import candles_of
 from mdgateway.feed.subscriptions import (
     CandleSubscription,
     DepthSubscription,
+    OrderSubscription,
     StatusSubscription,
     Subscription,
     TickerSubscription,
@@ -33,6 +34,10 @@ from mdgateway.keys.tiers import CHANNELS
 MS_NS: Final = 1_000_000
 PAIR: Final = "heartbeat"
 """The channel that everybody of a pair is told: notices and heartbeats."""
+
+_NO_ORDERS: Final = Refusal(
+    Code.UNAVAILABLE, "ORDERS_UNAVAILABLE", "this server does not know single orders", "channel"
+)
 
 
 class FeedKey(NamedTuple):
@@ -200,16 +205,12 @@ class Feed:
                 candles_of(publication)
                 interval = Interval(spec.detail)
                 made = CandleSubscription(publication, JsonEncoder, interval, interval_ns)
+            case "orders":
+                if publication.orders is None:
+                    raise Refused(_NO_ORDERS)
+                made = OrderSubscription(publication, JsonEncoder)
             case _:
-                raise Refused(
-                    Refusal(
-                        Code.UNAVAILABLE,
-                        "CHANNEL_UNAVAILABLE",
-                        f"this server has no {spec.channel}",
-                        "channel",
-                        spec.channel,
-                    )
-                )
+                raise AssertionError(f"{spec.channel} has no subscription of its own")
         made.heartbeat_ns, made.tells_notices = 0, False
         return made
 

@@ -19,6 +19,7 @@ LEVEL: Final = 1
 """On messages of this kind, level 6 saves a tenth more and takes half as long again."""
 
 _FINAL_TEXT: Final = 0x81
+_FINAL_CLOSE: Final = 0x88
 _COMPRESSED: Final = 0x40
 _FLUSH_BYTES: Final = 4
 """A flushed deflate stream ends with 00 00 ff ff, which the protocol leaves out."""
@@ -31,6 +32,11 @@ def _frame(first: int, payload: bytes) -> bytes:
     if length < 1 << 16:
         return struct.pack("!BBH", first, 126, length) + payload
     return struct.pack("!BBQ", first, 127, length) + payload
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """Return the frame that ends a connection."""
+    return _frame(_FINAL_CLOSE, struct.pack("!H", code) + reason.encode("ascii"))
 
 
 class Framed:

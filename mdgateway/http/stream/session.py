@@ -6,7 +6,6 @@ answers pile up. What strangers do wrong ends their connection with a code and h
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any, Final, cast
@@ -21,6 +20,7 @@ from mdgateway.http.config import HttpConfig
 from mdgateway.http.connection import Connection
 from mdgateway.http.json_format import dumps, refusal_fields
 from mdgateway.http.stream.fanout import Hub, Member
+from mdgateway.http.stream.frames import close_frame
 from mdgateway.http.stream.requests import (
     FULL_TEXT,
     Authenticate,
@@ -60,12 +60,13 @@ class Session:
         self._socket = web.WebSocketResponse(
             max_msg_size=config.message_limit_bytes,
             heartbeat=config.ping_interval_s,
-            timeout=CLOSING_S,
+            autoclose=False,
         )
         self._member: Member
         self._bucket: Bucket
         self._refused_in_a_row = 0
-        self._closing: asyncio.Task[None] | None = None
+        self._cut: asyncio.TimerHandle | None = None
+        """Cuts the connection when its client does not answer the close; None: it is open."""
 
     async def run(self, visitor: Visitor) -> web.StreamResponse:
         """Serve until one of both sides ends it; raises Refused before the handshake."""
@@ -100,35 +101,45 @@ class Session:
         finally:
             self._hub.leave(self._member)
             self._admission.leave(self._member.visitor, CONNECTIONS)
-        if self._closing is not None:
-            await self._closing
+            if self._cut is not None:
+                self._cut.cancel()
+                transport.close()
         return self._socket
 
     def end(self, code: int, reason: str) -> None:
-        """Close the connection with a named code; does not wait."""
-        if self._closing is None:
-            self._member.changed.set()
-            self._closing = asyncio.ensure_future(self._close(code, reason))
+        """Close the connection with a named code; does not wait.
 
-    async def _close(self, code: int, reason: str) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSING_S):
-                await self._socket.close(code=code, message=reason.encode())
+        What was written before is still sent. The client has a while to take it and to answer;
+        what it says in that time is read and thrown away, because closing a connection with
+        something unread in it would take back what is still on the way.
+        """
+        if self._cut is not None or self._socket.closed:
+            return
+        member = self._member
+        member.write(close_frame(code, reason))
+        member.ending = True
+        member.changed.set()
+        self._cut = asyncio.get_running_loop().call_later(CLOSING_S, self._abort)
+
+    def _abort(self) -> None:
         transport = self._request.transport
         if transport is not None:
-            # A client that takes not even its close frame is cut off, with all that waits for it.
             transport.abort()
 
     async def _converse(self) -> None:
         while True:
             message = await self._socket.receive()
+            if message.type is WSMsgType.CLOSE and self._cut is None:
+                await self._socket.close(code=_answer_to_close(message.data))
+            if message.type not in {WSMsgType.TEXT, WSMsgType.BINARY}:
+                return
+            if self._cut is not None:
+                continue
             if message.type is WSMsgType.BINARY:
                 self.end(UNSUPPORTED, "BINARY_UNSUPPORTED")
-                return
-            if message.type is not WSMsgType.TEXT or self._closing is not None:
-                return
+                continue
             self._take(message.data)
-            while self._member.is_full and self._closing is None:
+            while self._member.is_full and self._cut is None:
                 await self._member.changed.wait()
 
     def _take(self, text: str) -> None:
@@ -192,6 +203,11 @@ class Session:
 
     def _refuse(self, request_id: Id, refusal: Refusal) -> None:
         self._answer("refused", request_id, refusal_fields(refusal))
+
+
+def _answer_to_close(code: int) -> int:
+    # A close without a code is told to us as zero, which must not be sent.
+    return code or 1000
 
 
 def _answer(kind: str, request_id: Id, fields: Mapping[str, Any]) -> bytes:
