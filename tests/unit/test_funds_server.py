@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from exchange.v1 import funds_pb2, ledger_pb2
+from ledgerd.__main__ import _verify as prove
 from ledgerd.custody.adapter import CustodyUnavailable, NoCustodian
 from ledgerd.custody.deposit_rules import DepositState
 from ledgerd.custody.journal import Subject
@@ -592,3 +593,20 @@ def test_older_books_refuse_everything(rich: FundsDoor) -> None:
     rich.rounds(5)
     rich.older = ""
     assert rich.state(made.id) == "APPROVED"
+
+
+def test_the_proof_of_the_books_is_one_of_money_too(
+    rich: FundsDoor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = rich.answer("RequestWithdrawal", **rich.wanted()).withdrawal
+    assert prove(rich.books.engine) == 0
+    thief = superuser(rich.books)
+    with thief.begin() as connection:
+        connection.exec_driver_sql("UPDATE withdrawals SET state = 5")
+    assert prove(rich.books.engine) == 1
+    shown = capsys.readouterr().out
+    assert f"withdrawal {UUID(bytes=made.id)} is CONFIRMED and the books disagree" in shown
+    assert "NOT SOUND" in shown
+    with thief.begin() as connection:
+        connection.exec_driver_sql("UPDATE withdrawals SET state = 2")
+    thief.dispose()
