@@ -297,7 +297,7 @@ class Traders:
         records["price_ticks"] = np.clip(20_000 + away * (2 * sides - 3), 1, 65_535)
         records["kind_side"] = 1 | sides << 4
         records["order_type_time_in_force"] = 1 | 1 << 4
-        records["prevention"] = 1
+        records["self_trade_prevention"] = 1
         return records.tobytes()
 
 
