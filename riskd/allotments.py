@@ -22,6 +22,7 @@ from uuid import UUID
 from exchange.enums import Asset, CommandKind, ExecutionKind, Reason
 from exchange.instrument import AMOUNT_LIMIT_UNITS
 from exchange.records import Rows
+from riskd.funds.ahead import wants_ahead
 from riskd.funds.holdings import Certainty, Holdings, Outcome
 from riskd.funds.moves import (
     MOVED,
@@ -99,7 +100,7 @@ class Allotments:
         missing = amount_units
         if pair:
             missing -= self.holdings[pair].known_free(account, kind, after_number)
-        want = Want(account, pair, kind, name, missing, most_units, now_ns, until_ns)
+        want = Want(account, pair, kind, name, missing, most_units, now_ns, until_ns, amount_units)
         if missing <= 0:
             want.done = True
             return want
@@ -109,6 +110,7 @@ class Allotments:
                 continue
             if other.move is None:
                 other.amount_units = max(other.amount_units, missing)
+                other.needed_units = max(other.needed_units, amount_units)
                 other.until_ns = max(other.until_ns, until_ns)
                 return other
             if other.move.amount_units >= missing:
@@ -359,24 +361,14 @@ class Allotments:
         if now_ns < self._ahead_ns:
             return
         self._ahead_ns = now_ns + self.policy.ahead_ns
-        for (account, pair, asset), target in self.targets.items():
-            key = Key(account, self._name(pair, asset))
-            purse = self._purse(key)
-            there = int(self.holdings[pair].total[account, asset - 1])
-            there += sum(move.change_units for move in purse.moves if move.pair == pair)
-            waiting = any(want.pair == pair for want in purse.wants)
-            # A quarter is worth a move; each fill alone is not.
-            if waiting or (target - there) * 4 < target:
-                continue
-            until_ns, missing = now_ns + self.policy.ahead_ns, target - there
-            name = key.asset_name
-            want = Want(account, pair, asset, name, missing, missing, now_ns, until_ns, ahead=True)
-            self._add(purse, want)
+        for want in wants_ahead(self.targets, self.holdings, self.purses, now_ns, self._ahead_ns):
+            self._add(self._purse(Key(want.account, want.asset_name)), want)
 
     # Planning.
 
     def _plan(self, key: Key, now_ns: int, steps: list[Step]) -> None:
         purse = self._purse(key)
+        self._look_at_probes(purse)
         waiting = [want for want in purse.wants if want.move is None]
         if not waiting or purse.reading is not None:
             return
@@ -440,7 +432,7 @@ class Allotments:
                 continue
             item, place = self.holdings[pair], (key.account, asset - 1)
             arrived_ns, unsure = int(item.allotted_ns[place]), item.certainty[place]
-            learning = unsure == Certainty.REFUSED and self._releasing(purse, pair)
+            learning = unsure == Certainty.REFUSED and purse.releasing(pair)
             if learning or (arrived_ns and now_ns - arrived_ns < self.policy.sticky_ns):
                 later += units
             else:
@@ -448,12 +440,12 @@ class Allotments:
         possible = reach + later + sum(units for *_, units in donors)
         missing = 0
         for want in short:
-            if want.amount_units > possible:
-                self._end(purse, want, RiskReason.INSUFFICIENT_FUNDS)
-                self._dirty.add(key)
-            else:
+            if want.amount_units <= possible:
                 possible -= want.amount_units
                 missing += want.amount_units
+            elif not self._probes(key, want):
+                self._end(purse, want, RiskReason.INSUFFICIENT_FUNDS)
+                self._dirty.add(key)
         missing -= reach
         for _, pair, asset, units in sorted(donors):
             if missing <= 0:
@@ -463,16 +455,26 @@ class Allotments:
             self._start(key, pair, CommandKind.RELEASE_FUNDS, asset, taken)
             missing -= units
 
+    def _probes(self, key: Key, want: Want) -> bool:
+        """Have the engine say what is free where it is wanted; say whether to wait for that."""
+        if want.probe is not None or not want.pair or want.ahead:
+            return want.probe is not None and not want.probe.done
+        item, place = self.holdings[want.pair], (want.account, want.asset - 1)
+        if item.certainty[place] == Certainty.EXACT or item.free[place] <= 0:
+            return False
+        want.probe = self._start(key, want.pair, CommandKind.RELEASE_FUNDS, want.asset, 1)
+        return True
+
+    def _look_at_probes(self, purse: Purse) -> None:
+        for want in purse.probed():
+            free_units = self.holdings[want.pair].known_free(want.account, want.asset, -1)
+            if want.learn(free_units + purse.bringing(want.pair)):
+                self._end(purse, want, RiskReason.UNSPECIFIED)
+
     def _releasable(self, key: Key, pair: str, asset: Asset) -> int:
         """Return what may be free in a pair, less what is being released from it already."""
         free = int(self.holdings[pair].free[key.account, asset - 1])
-        return free - self._releasing(self._purse(key), pair)
-
-    @staticmethod
-    def _releasing(purse: Purse, pair: str) -> int:
-        """Return what is being released from a pair."""
-        moves = [move for move in purse.moves if move.pair == pair and not move.allots]
-        return sum(move.amount_units for move in moves)
+        return free - self._purse(key).releasing(pair)
 
     def _start(self, key: Key, pair: str, kind: CommandKind, asset: Asset, units: int) -> Move:
         move = Move(pair, kind, key.account, asset, units, self._new_request())

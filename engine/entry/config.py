@@ -31,6 +31,8 @@ class EntryConfig:
     """Where this process keeps what it may lose; none: in the pair's run folder."""
     risk: str = ""
     """HOST:PORT of the risk service, asked for money and message rates; none: nobody is asked."""
+    risk_patience_ms: int = 500
+    """How long the risk service may take to have money here; an order waits four times that."""
     processes: int = 1
     """Order-entry processes of the pair, with rings from 0 on: they share each message rate."""
     snapshot_executions: int = 2_000_000
@@ -43,6 +45,7 @@ class EntryConfig:
             "ring": (self.ring, 0, RING_CAPACITY - 1),
             "port": (self.port, 0, 65_535),
             "grace_s": (self.grace_s, 0, 300),
+            "risk_patience_ms": (self.risk_patience_ms, 1, 4_000),
             "processes": (self.processes, 1, RING_CAPACITY),
             "snapshot_executions": (self.snapshot_executions, 1, 1 << 40),
         }
@@ -89,6 +92,7 @@ def parse(arguments: Sequence[str] | None = None) -> EntryConfig:
     parser.add_argument(
         "--risk", default=risk, help="HOST:PORT of the risk service; none: nobody is asked"
     )
+    parser.add_argument("--risk-patience", default=500, type=int, help="milliseconds for money")
     parser.add_argument(
         "--processes", default=processes, type=int, help="order-entry processes of the pair"
     )
@@ -104,6 +108,7 @@ def parse(arguments: Sequence[str] | None = None) -> EntryConfig:
             port=given.port,
             grace_s=given.grace,
             risk=given.risk,
+            risk_patience_ms=given.risk_patience,
             processes=given.processes,
         ).validate()
     except (ValueError, OSError) as error:

@@ -166,7 +166,7 @@ class EntryProcess:
         config = self.config
         if not config.risk:
             return
-        self._link = RiskLink(config.risk, config.instrument.pair)
+        self._link = RiskLink(config.risk, config.instrument.pair, config.risk_patience_ms)
         self._shortages = Shortages(self, self._link)
         self.follower.on_shortage = self._shortages.take
         capacity = config.instrument.account_capacity

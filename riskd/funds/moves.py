@@ -110,12 +110,23 @@ class Want:
     """What may be handed over at most, headroom included."""
     asked_ns: int
     until_ns: int
+    needed_units: int = 0
+    """What is to be free there in all; 0 once it is known what was free there already."""
     ahead: bool = False
     """Wanted ahead of time: comes after every shortage and takes from no other pair."""
+    probe: Move | None = None
+    """The release of one unit that makes the engine say what is free there. While orders are open
+    that is not known, and all that is needed may be more than there is elsewhere."""
     move: Move | None = None
     done: bool = False
     reason: RiskReason = RiskReason.UNSPECIFIED
     """Once done: UNSPECIFIED when the money is there."""
+
+    def learn(self, there_units: int) -> bool:
+        """Want so much less as is there already; say whether that is all."""
+        self.amount_units = max(0, self.needed_units - there_units)
+        self.needed_units = 0
+        return self.amount_units == 0
 
 
 class Key(NamedTuple):
@@ -139,6 +150,20 @@ class Purse:
     """(pair, number of the execution, units): given back by an engine, not yet by the ledger."""
     turns: dict[str, int] = field(default_factory=dict)
     """When each pair was last served, in turns."""
+
+    def probed(self) -> list[Want]:
+        """Return the wants whose probe has an answer that nobody looked at."""
+        answered = [want for want in self.wants if want.probe is not None and want.probe.done]
+        return [want for want in answered if want.needed_units and want.move is None]
+
+    def bringing(self, pair: str) -> int:
+        """Return what is on its way into a pair."""
+        return sum(move.amount_units for move in self.moves if move.pair == pair and move.allots)
+
+    def releasing(self, pair: str) -> int:
+        """Return what is being released from a pair."""
+        moves = [move for move in self.moves if move.pair == pair and not move.allots]
+        return sum(move.amount_units for move in moves)
 
     @property
     def coming_units(self) -> int:

@@ -96,7 +96,9 @@ class Exchange:
         )
         if asks:
             for processes in self.pairs.values():
-                processes.entry_arguments = ("--risk", f"127.0.0.1:{self.riskd.port}")
+                # The machine may be busy; whoever is killed is noticed at once all the same.
+                patient = ("--risk-patience", "4000")
+                processes.entry_arguments = ("--risk", f"127.0.0.1:{self.riskd.port}", *patient)
         self.books = ledger_pb2_grpc.LedgerServiceStub(self.ledgerd.channel)
         self.risk = risk_pb2_grpc.RiskServiceStub(self.riskd.channel)
         self.channels = {

@@ -1,21 +1,20 @@
 """Orders that lack money, through every door: real engines, books, risk service and order entry."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
 from exchange.v1 import enums_pb2 as enums
 from exchange.v1 import order_entry_pb2, risk_pb2
-from tests.integration.entry_clients import Client, acks_of
+from tests.integration.entry_clients import Client, Session, acks_of, message, records
 from tests.integration.risk_processes import (
     BTC,
     DEADLINE_S,
     ETH,
     UNIT,
     Exchange,
-    client_order_ids,
     exchange,
 )
 
@@ -25,10 +24,12 @@ QUOTE, BASE = enums.ASSET_QUOTE, enums.ASSET_BASE
 BUY, SELL = enums.SIDE_BUY, enums.SIDE_SELL
 ACCEPTED, REJECTED = enums.EXECUTION_KIND_ACCEPTED, enums.EXECUTION_KIND_REJECTED
 SHORT, UNKNOWN = enums.REASON_INSUFFICIENT_FUNDS, enums.REASON_ACCOUNT_UNKNOWN
-LIMIT, GTC = enums.ORDER_TYPE_LIMIT, enums.TIME_IN_FORCE_GOOD_TILL_CANCELLED
+IOC = enums.TIME_IN_FORCE_IMMEDIATE_OR_CANCEL
+CANCEL, CANCEL_ALL = 2, 4
 
 deposits = iter(range(1, 1 << 30))
 accounts = iter(range(1, 1_000))
+used: list[int] = []
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,22 @@ def whole() -> Iterator[Exchange]:
         yield found
 
 
+@pytest.fixture(autouse=True)
+def empty_books(whole: Exchange) -> Iterator[None]:
+    """Leave no order of a test in the way of the next one."""
+    yield
+    while used:
+        account = used.pop()
+        for pair, channel in whole.channels.items():
+            request = order_entry_pb2.CancelAllOrdersRequest(pair=pair)
+            one = Client(channel, account)
+            one.stub.CancelAllOrders(request, **one.calls)
+
+
 def owner(whole: Exchange, **units: int) -> int:
     """Return a new account with whole units of some assets in trading."""
     account = next(accounts)
+    used.append(account)
     for asset, amount in units.items():
         whole.deposit(account, asset, amount * UNIT, next(deposits))
     return account
@@ -51,8 +65,8 @@ def calls(whole: Exchange, pair: str = BTC) -> int:
     return {item.pair: item.allotment_request_count for item in status.pairs}[pair]
 
 
-def client(whole: Exchange, account: int, pair: str = BTC) -> Client:
-    return Client(whole.channels[pair], account)
+def client(whole: Exchange, account: int) -> Client:
+    return Client(whole.channels[BTC], account)
 
 
 def test_an_order_that_needs_money_trades_and_the_next_one_asks_nobody(whole: Exchange) -> None:
@@ -123,15 +137,158 @@ def test_what_there_is_goes_to_whoever_comes_first(whole: Exchange) -> None:
     assert calls(whole) - before <= 20
 
 
-def records(count: int, **fields: Any) -> np.ndarray:
-    from tests.integration.entry_clients import records as plain
+# What was taken back stays away.
 
-    return plain(
-        count, **({"client_order_id": [next(client_order_ids) for _ in range(count)]} | fields)
+
+@pytest.mark.parametrize("kind", [CANCEL, CANCEL_ALL])
+def test_an_order_cancelled_behind_its_refusal_does_not_come_back(
+    whole: Exchange, kind: int
+) -> None:
+    alice = owner(whole, USDT=2_000)
+    batch = records(3, quantity_lots=100)
+    batch["client_order_id"][1] = batch["client_order_id"][0]
+    batch["kind_side"][1] = kind
+    (answer,) = client(whole, alice).batches(iter([message(batch)]))
+    kinds = acks_of(answer)["kind"].tolist()
+    # The third came after the cancel and is a new wish.
+    assert kinds == [REJECTED, REJECTED, ACCEPTED]
+    (left,) = client(whole, alice).open_orders()
+    assert left.client_order_id == batch["client_order_id"][2]
+
+
+def stop_ledger(whole: Exchange) -> None:
+    assert whole.ledgerd.process is not None
+    whole.ledgerd.process.send_signal(signal.SIGSTOP)
+
+
+def resume_ledger(whole: Exchange) -> None:
+    assert whole.ledgerd.process is not None
+    whole.ledgerd.process.send_signal(signal.SIGCONT)
+
+
+def await_question(whole: Exchange, before: int) -> None:
+    while calls(whole) == before:
+        continue
+
+
+def test_a_cancel_finds_what_waits_for_money(whole: Exchange) -> None:
+    alice, before = client(whole, owner(whole, USDT=2_000)), calls(whole)
+    stop_ledger(whole)
+    try:
+        waiting = alice.stub.SubmitOrder.future(alice.order(), **alice.calls)
+        await_question(whole, before)
+        alice.cancel_all()
+    finally:
+        resume_ledger(whole)
+    report = waiting.result().report
+    assert report.kind == REJECTED
+    # On a slow machine the risk service gives up before the books go on.
+    assert "cancelled while it waited" in report.message or "TIMED_OUT" in report.message
+    assert alice.open_orders() == []
+
+
+def test_a_lost_session_leaves_nothing_behind_that_waited(whole: Exchange) -> None:
+    alice, before = client(whole, owner(whole, USDT=5_000)), calls(whole)
+    session = Session(alice)
+    options = order_entry_pb2.SessionOptions(pair=BTC, cancel_on_disconnect=True)
+    session.send(1, options=options)
+    assert next(session.call).request_id == 1
+    follow = order_entry_pb2.StreamExecutionsRequest(pair=BTC, from_number=-1)
+    executions = alice.stub.StreamExecutions(follow, metadata=alice.metadata, timeout=DEADLINE_S)
+    next(executions)
+    stop_ledger(whole)
+    try:
+        for number in (2, 3, 4):
+            session.send(number, submit=alice.order())
+        await_question(whole, before)
+        session.call.cancel()
+        # The cancel that ends it names no order.
+        while all(row.client_order_id for row in next(executions).executions):
+            continue
+    finally:
+        resume_ledger(whole)
+    whole.await_settled()
+    # Whatever was on its way is decided before what comes now.
+    assert alice.submit(quantity="0.001").kind == ACCEPTED
+    (left,) = alice.open_orders()
+    assert left.quantity == "0.00100"
+
+
+# Every door, every kind of order.
+
+
+def test_a_session_asks_for_all_of_its_orders_together(whole: Exchange) -> None:
+    alice, before = client(whole, owner(whole, USDT=50 * 602)), calls(whole)
+    session = Session(alice)
+    for number in range(50):
+        session.send(number, submit=alice.order())
+    session.end()
+    answers = list(session.call)
+    assert [answer.request_id for answer in answers] == list(range(50))
+    assert {answer.report.kind for answer in answers} == {ACCEPTED}
+    assert calls(whole) - before <= 10
+
+
+def test_a_batch_without_money_is_answered_whole(whole: Exchange) -> None:
+    alice, before = client(whole, owner(whole)), calls(whole)
+    batches = [message(records(8_192), number) for number in (1, 2)]
+    first, second = alice.batches(iter(batches))
+    assert (first.batch_number, second.batch_number) == (1, 2)
+    assert (acks_of(first)["kind"] == REJECTED).all()
+    assert (acks_of(second)["kind"] == REJECTED).all()
+    assert calls(whole) - before <= 40
+
+
+def test_both_assets_in_one_batch(whole: Exchange) -> None:
+    alice = client(whole, owner(whole, USDT=50_000, BTC=2))
+    batch = records(200, quantity_lots=100)
+    batch["kind_side"][::2] = 1 | SELL << 4
+    batch["price_ticks"][::2] = 7_000_000
+    (answer,) = alice.batches(iter([message(batch)]))
+    acks = acks_of(answer)
+    assert (acks["kind"] == ACCEPTED).all()
+    assert acks["client_order_id"].tolist() == batch["client_order_id"].tolist()
+    assert len(alice.open_orders()) == 200
+
+
+def test_an_amendment_gets_what_it_needs_more(whole: Exchange) -> None:
+    alice = client(whole, owner(whole, USDT=2_000))
+    order = alice.submit(price="50000", quantity="0.01")
+    amend = order_entry_pb2.AmendOrderRequest(
+        pair=BTC, order_id=order.order_id, price="51000", quantity="0.039"
     )
+    report = alice.stub.AmendOrder(amend, **alice.calls).report
+    assert (report.kind, report.leaves) == (enums.EXECUTION_KIND_AMENDED, "0.03900")
+    amend.quantity = "0.04"
+    report = alice.stub.AmendOrder(amend, **alice.calls).report
+    assert (report.kind, report.reason) == (REJECTED, SHORT)
+    assert "INSUFFICIENT_FUNDS" in report.message
 
 
-def message(batch: np.ndarray, number: int = 1) -> order_entry_pb2.SubmitBatchesRequest:
-    return order_entry_pb2.SubmitBatchesRequest(
-        pair=BTC, record_version=1, batch_number=number, records=batch.tobytes()
-    )
+def test_market_orders_get_what_the_book_asks_for(whole: Exchange) -> None:
+    bob = client(whole, owner(whole, BTC=2, USDT=20_000))
+    for price in ("60001", "60002"):
+        assert bob.submit(side=SELL, price=price, quantity="0.5").kind == ACCEPTED
+    market, amount = enums.ORDER_TYPE_MARKET, enums.ORDER_TYPE_MARKET_BY_AMOUNT
+    shape: dict[str, Any] = {"time_in_force": IOC, "price": ""}
+    # Exactly what a whole coin costs at the two prices, fee included.
+    alice = client(whole, owner(whole, USDT=60_062))
+    bought = alice.submit(order_type=market, quantity="1", **shape)
+    assert (bought.kind, bought.filled) == (ACCEPTED, "1.00000")
+    assert bob.submit(price="55000", quantity="0.5").kind == ACCEPTED
+    carol = client(whole, owner(whole, BTC=1))
+    sold = carol.submit(side=SELL, order_type=amount, quantity="", amount="11000", **shape)
+    assert (sold.kind, sold.filled) == (ACCEPTED, "0.20000")
+    dave = client(whole, owner(whole, BTC=1))
+    sold = dave.submit(side=SELL, order_type=market, quantity="0.3", **shape)
+    assert (sold.kind, sold.filled) == (ACCEPTED, "0.30000")
+
+
+def test_a_retry_while_the_first_one_waits_is_executed_once(whole: Exchange) -> None:
+    alice = client(whole, owner(whole, USDT=3_000))
+    request = alice.order()
+    futures = [alice.stub.SubmitOrder.future(request, **alice.calls) for _ in range(5)]
+    kinds = sorted(future.result().report.kind for future in futures)
+    assert kinds == [ACCEPTED] + [enums.EXECUTION_KIND_REPLAYED] * 4
+    (left,) = alice.open_orders()
+    assert left.leaves == "0.01000"

@@ -56,6 +56,33 @@ def test_only_what_is_missing_is_moved() -> None:
     assert moves(world) == [(BTC, ALLOT, 300), (BTC, ALLOT, 200)]
 
 
+def test_what_open_orders_leave_free_is_looked_at_before_anybody_is_refused() -> None:
+    world = world_with(1_000)
+    world.get(1, BTC, QUOTE, 700)
+    assert world.order(1, BTC, Side.BUY, 3, 10) == 0
+    free, held = world.in_engine(1, BTC, QUOTE)
+    assert held > 0
+    world.steps_taken.clear()
+    # Free and trading together have it; either alone does not.
+    assert world.get(1, BTC, QUOTE, free + 300).reason == RiskReason.UNSPECIFIED
+    assert moves(world) == [(BTC, RELEASE, 1), (BTC, ALLOT, 301)]
+    assert world.in_engine(1, BTC, QUOTE) == (free + 300, held)
+    # One unit more than there is.
+    world.order(1, BTC, Side.BUY, 1, 1)
+    free, _ = world.in_engine(1, BTC, QUOTE)
+    assert world.get(1, BTC, QUOTE, free + 1).reason == RiskReason.INSUFFICIENT_FUNDS
+
+
+def test_a_look_at_what_is_free_may_find_enough() -> None:
+    world = world_with(700)
+    world.get(1, BTC, QUOTE, 700)
+    assert world.order(1, BTC, Side.BUY, 3, 10) == 0
+    world.cancel_all(1, BTC)
+    world.steps_taken.clear()
+    assert world.get(1, BTC, QUOTE, 699).reason == RiskReason.UNSPECIFIED
+    assert moves(world) == [(BTC, RELEASE, 1)]
+
+
 def test_a_feed_that_lags_behind_the_shortage_does_not_count_as_knowledge() -> None:
     world = world_with(1_000)
     world.get(1, BTC, QUOTE, 300)

@@ -15,10 +15,6 @@ from engine.entry.risk.breaker import Breaker
 from engine.entry.risk.needs import Need
 from exchange.v1 import risk_pb2, risk_pb2_grpc
 
-PATIENCE_MS: Final = 500
-"""How long the risk service may take to have the money there."""
-ALLOTMENT_S: Final = 0.75
-"""How long its answer may take in all."""
 LIMITS_S: Final = 1
 _OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),
@@ -57,8 +53,10 @@ AWAY: Final = Verdict(False, "the risk service does not answer")
 class RiskLink:
     """The risk service, as one order-entry process asks it."""
 
-    def __init__(self, target: str, pair: str) -> None:
+    def __init__(self, target: str, pair: str, patience_ms: int) -> None:
         self.target = target
+        self.patience_ms = patience_ms
+        """How long the service may take to have money here; its answer half as long again."""
         self.pair = pair
         self._breaker = Breaker()
         self._channel = aio.insecure_channel(target, options=_OPTIONS)
@@ -76,9 +74,10 @@ class RiskLink:
             asset=int(need.asset),  # type: ignore[arg-type]
             amount_units=need.units,
             execution_number=number,
-            patience_ms=PATIENCE_MS,
+            patience_ms=self.patience_ms,
         )
-        answer = await self._asked(self._stub.RequestAllotment, request, ALLOTMENT_S)
+        timeout_s = self.patience_ms * 3 / 2_000
+        answer = await self._asked(self._stub.RequestAllotment, request, timeout_s)
         if answer is None:
             return AWAY
         if answer.reason == risk_pb2.RISK_REASON_UNSPECIFIED:

@@ -48,8 +48,9 @@ from exchange.packed import ACK_LAST_NUMBER, ACK_VERB
 from exchange.records import Rows
 from exchange.refusal import Code, Refusal
 
-WAIT_NS: Final = 2_000_000_000
-"""An order waits so long for money at most: well within the deadline of a call without one."""
+WAIT_ROUNDS: Final = 4
+"""An order waits for so many questions at most: 2 s, which is well within the deadline of a call
+that brings none."""
 WAITING_LIMIT: Final = 16_384
 """Most orders that wait in one process: two whole batches."""
 LINE_LIMIT: Final = 1_024
@@ -160,6 +161,7 @@ class Shortages:
         self._door = door
         self._link = link
         self._instrument = door.instrument
+        self._wait_ns = WAIT_ROUNDS * link.patience_ms * 1_000_000
         self._lines: dict[Key, Line] = {}
         self._waiting_count = 0
         self._stopping = False
@@ -194,7 +196,7 @@ class Shortages:
 
     async def _sort(self, unit: Unit, records: Rows, short: list[int]) -> None:
         """Put each refused order into its line."""
-        until_ns = time.monotonic_ns() + WAIT_NS
+        until_ns = time.monotonic_ns() + self._wait_ns
         left = len(short)
         try:
             for index in short:
