@@ -79,26 +79,30 @@ class Killer:
                 await channel.close()
 
     async def _kill_and_heal(self, turn: list[tuple[str, str]]) -> None:
-        marks = await self._marks()
         killed = [turn.pop()]
-        self._kill(killed[0])
+        await self._kill(killed[0])
         began_ns = time.monotonic_ns()
         if turn and self._chance.randrange(100) < TWICE_PERCENT:
             await asyncio.sleep(self._chance.uniform(0.0, 1.0))
             killed.append(turn.pop())
-            self._kill(killed[1])
+            await self._kill(killed[1])
         names = " and ".join(f"{name} of {of}" for name, of in killed)
-        await self._heal(marks, names)
+        # Looked at after the kill: whatever comes beyond was done by who lives now.
+        await self._heal(await self._marks(), names)
         spent_ms = (time.monotonic_ns() - began_ns) // 1_000_000
         kind = killed[0][0].partition("-")[0] if len(killed) == 1 else "two at a time"
         self._heal_ms[kind].append(spent_ms)
         self._say(f"killed {names}: whole again after {spent_ms / 1_000:.1f} s")
 
-    def _kill(self, victim: tuple[str, str]) -> None:
-        pid = self._run.postmaster() if victim == POSTMASTER else self._reader.pids[victim]
-        # What was printed last may be a second old: then it is dead already.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    async def _kill(self, victim: tuple[str, str]) -> None:
+        while True:
+            # What was printed last may be a second old, and the process dead since.
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                postmaster = victim == POSTMASTER
+                pid = self._run.postmaster() if postmaster else self._reader.pids[victim]
+                os.kill(pid, signal.SIGKILL)
+                return
+            await asyncio.sleep(LOOK_S)
 
     def _connect(self) -> None:
         def channel(target: str) -> aio.Channel:
