@@ -10,8 +10,8 @@ OVERLAYS := $(sort $(wildcard k8s/overlays/*))
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock proto format lint types check test sim integration bench run image manifests \
-        clean
+.PHONY: help install lock proto format lint types check browser test sim integration bench run soak \
+        image manifests clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | \
@@ -57,7 +57,12 @@ types: $(STAMP) ## Check the types, strictly.
 check: lint types ## Lint, types, import contracts, generated code: what to run before a commit.
 	$(BIN)/pytest tests/test_architecture.py tests/test_contracts.py $(PYTEST_ARGS)
 
-test: lint types ## Everything that must hold: lint, types, contracts and all tests.
+browser: ## Install Debian's Chromium, which the tests of the page drive; needs root.
+	@command -v chromium >/dev/null || { apt-get -qq update && \
+	    apt-get -qq install --yes --no-install-recommends chromium >/dev/null; } || \
+	    echo "No Chromium could be installed: the tests of the page will be passed over."
+
+test: $(if $(CI),browser) lint types ## Everything that must hold: lint, types, contracts and all tests.
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 sim: $(STAMP) ## Only the tests against the plain twins and the simulated mesh.
@@ -69,8 +74,12 @@ integration: $(STAMP) ## Only the tests with real processes.
 bench: $(STAMP) ## Measure this machine and print the figures.
 	$(BIN)/python -m bench
 
-run: $(STAMP) ## Start a pair with generated flow and a live view.
+run: $(STAMP) ## Start the exchange on this machine: two pairs, books, risk, page, generated flow.
 	$(BIN)/holdfast run
+
+SECONDS ?= 600
+soak: $(STAMP) ## Run the exchange for SECONDS, kill everything in it again and again, prove the books.
+	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
 image: ## Build the container image (needs docker).
 	docker build --tag $(IMAGE) .

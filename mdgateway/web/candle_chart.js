@@ -17,6 +17,7 @@ const NEAR_THE_LEFT_END = 20;
 export class CandleChart {
   /** `older` is asked for candles before a second; it returns a promise of them, oldest first. */
   constructor(element, older) {
+    this.element = element;
     this.older = older;
     this.chart = createChart(element, {
       autoSize: true,
@@ -82,6 +83,7 @@ export class CandleChart {
     else this.rows.push(candle);
     this.candles.update(bar(candle));
     this.volume.update(this.column(candle));
+    this.describe();
   }
 
   show() {
@@ -92,6 +94,14 @@ export class CandleChart {
     }
     this.candles.setData(this.rows.map(bar));
     this.volume.setData(this.rows.map((candle) => this.column(candle)));
+    this.describe();
+  }
+
+  /** Say the newest candle in words, for those who do not see the picture. */
+  describe() {
+    const { open, high, low, close, volume } = this.rows.at(-1) ?? {};
+    const words = `newest: open ${open}, high ${high}, low ${low}, close ${close}, volume ${volume}`;
+    this.element.setAttribute("aria-label", close ? `Candles, ${words}` : "Candles, none yet");
   }
 
   column(candle) {

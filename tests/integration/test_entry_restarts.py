@@ -56,7 +56,7 @@ def test_both_doors_give_the_same_journal(tmp_path: Path) -> None:
         batch["quantity_lots"] = generator.integers(100, 5_000, 40)
         batch["kind_side"] = 1 | generator.integers(1, 3, 40) << 4
         batch["order_type_time_in_force"] = LIMIT | generator.integers(1, 4, 40) << 4
-        batch["prevention"] = generator.integers(0, 6, 40)
+        batch["self_trade_prevention"] = generator.integers(0, 6, 40)
         for one in batch:
             ticks, lots = int(one["price_ticks"]), int(one["quantity_lots"])
             alice.submit(
@@ -65,7 +65,7 @@ def test_both_doors_give_the_same_journal(tmp_path: Path) -> None:
                 quantity=f"0.{lots:05}",
                 side=int(one["kind_side"]) >> 4,
                 time_in_force=int(one["order_type_time_in_force"]) >> 4,
-                self_trade_prevention=int(one["prevention"]),
+                self_trade_prevention=int(one["self_trade_prevention"]),
             )
         (answer,) = alice.batches(iter([message(batch)]))
         assert len(acks_of(answer)) == 40
