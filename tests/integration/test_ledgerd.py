@@ -37,8 +37,10 @@ EACH_UNITS = 10**12
 class Ledgerd:
     """One ledgerd process over a run folder."""
 
-    def __init__(self, run: Path, target: str) -> None:
-        self.run, self.follow = run, f"{PAIR}={target}"
+    def __init__(self, run: Path, *follow: str) -> None:
+        """Follow pairs, each given as PAIR=TARGET."""
+        self.run = run
+        self.follow = [word for one in follow for word in ("--follow", one)]
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
@@ -49,7 +51,7 @@ class Ledgerd:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "ledgerd", "--run", str(self.run)),
-                    *("--follow", self.follow, "--port", str(self.port)),
+                    *(*self.follow, "--port", str(self.port)),
                 ],
                 cwd=ROOT,
                 stdout=output,
@@ -106,7 +108,7 @@ def whole() -> Iterator[tuple[PairProcesses, Ledgerd]]:
         run = Path(folder)
         run.chmod(0o755)
         with pair_processes(run) as pair:
-            ledgerd = Ledgerd(run, pair.target)
+            ledgerd = Ledgerd(run, f"{PAIR}={pair.target}")
             try:
                 pair.start()
                 ledgerd.start()

@@ -95,7 +95,7 @@ def scenario(disk: Path) -> None:
                 assert follower.status.cursor == 4
                 filler.unlink()
                 if not postgres.running():
-                    # Without room for its log PostgreSQL gives up: whoever frees the disk starts it.
+                    # Without room for its log it gives up: whoever frees the disk starts it.
                     await asyncio.to_thread(postgres.start)
                 await until(follower, at(4 + MANY))
                 posted = await asyncio.to_thread(door.answer, "PostTransfers", request)
