@@ -112,6 +112,10 @@ class Withdrawals:
         """Act unless there is something to refuse; the withdrawal if it was asked for before."""
         refusal = judge_amount(asked.amount_units) or judge_owner(asked.owner_kind, asked.owner_id)
         refusal = refusal or text_refusal("requester", asked.requester)
+        if refusal is None and not asked.address.isprintable():
+            # A database cannot even be asked about every text.
+            limit = "printable characters"
+            refusal = Refusal.of_field("ADDRESS_INVALID", "address", asked.address, limit)
         if refusal is not None:
             raise Refused(refusal)
         carried = self._custody.carries(asked.asset)

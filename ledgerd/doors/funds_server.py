@@ -23,7 +23,7 @@ from ledgerd.custody.addresses import Address, move_own
 from ledgerd.custody.bookings import Deposit, Withdrawal
 from ledgerd.custody.deposit_rules import DepositState
 from ledgerd.custody.journal import Subject
-from ledgerd.custody.withdrawal_rules import Asked, WithdrawalState, judge_amount
+from ledgerd.custody.withdrawal_rules import INT64_MAXIMUM, Asked, WithdrawalState, judge_amount
 from ledgerd.doors.answers import answered, enumerated, identity
 from ledgerd.doors.funds_messages import (
     address_message,
@@ -49,7 +49,8 @@ T = TypeVar("T")
 def _place(token: str) -> tuple[int, UUID] | None:
     """Return where the page before ended."""
     match = _PLACE.fullmatch(token)
-    if token and match is None:
+    sound = match is not None and int(match[1]) <= INT64_MAXIMUM
+    if token and not sound:
         limit = "empty, or what the page before gave"
         raise Refused(Refusal.of_field("PAGE_TOKEN_INVALID", "page_token", token, limit))
     return (int(match[1]), UUID(match[2])) if match else None

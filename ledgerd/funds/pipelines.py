@@ -16,7 +16,6 @@ before the first round and before every one that would send.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -139,8 +138,7 @@ class Pipelines:
         if sentence:
             self._waiting[name] = sentence
         else:
-            with contextlib.suppress(KeyError):
-                del self._waiting[name]
+            self._waiting.pop(name, None)
         return more
 
     def _done(self, name: str, work: Callable[[], bool]) -> tuple[str, bool]:

@@ -90,10 +90,9 @@ def test_deposits_are_handed_out_in_pages_newest_first(door: FundsDoor) -> None:
             break
     assert seen == ["0.5", "0.4", "0.3", "0.2", "0.1"]
     assert door.answer("ListDeposits", owner_id=2).deposits == []
-    assert door.refused("ListDeposits", owner_id=1, page_token="5-x") == (
-        INVALID,
-        "PAGE_TOKEN_INVALID",
-    )
+    for token in ("5-x", f"{1 << 63}-{'0' * 32}"):
+        refused = door.refused("ListDeposits", owner_id=1, page_token=token)
+        assert refused == (INVALID, "PAGE_TOKEN_INVALID")
     assert door.refused("ListDeposits", owner_id=1, page_size=1_001) == (
         INVALID,
         "PAGE_SIZE_OUT_OF_RANGE",
@@ -247,6 +246,9 @@ def test_an_address_that_cannot_be_listed(rich: FundsDoor) -> None:
         ({"requester": "a\x00b"}, "TEXT_INVALID"),
         ({"address": "elsewhere"}, "ADDRESS_NOT_LISTED"),
         ({"address": "not one"}, "ADDRESS_INVALID"),
+        ({"address": "nul\x00"}, "ADDRESS_INVALID"),
+        ({"address": ""}, "ADDRESS_INVALID"),
+        ({"asset": "B\x00C"}, "ASSET_UNKNOWN"),
     ],
 )
 def test_a_withdrawal_is_refused_with_its_reason(
