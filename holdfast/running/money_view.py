@@ -67,10 +67,12 @@ class Settled:
         state = state.removeprefix("SETTLEMENT_STATE_").lower().replace("_", " ")
         if self.settlement.state != ledger_pb2.SETTLEMENT_STATE_RUNNING:
             return f"settlement {state}: {self.settlement.sentence}"
-        count = self.behind_count()
-        words = f"settled to {self.settlement.cursor:,}, {count:,} behind, {self.late_ms:,} ms"
+        words = f"{self.behind_count():,} behind, {self.late_ms:,} ms"
         checked = self.settlement.checked_sequence
-        return f"{words}; ledger = engine at sequence {checked:,}" if checked else words
+        if checked:
+            words += f"; ledger = engine at sequence {checked:,}"
+        # Last, because a narrow terminal cuts it.
+        return f"{words}; settled to {self.settlement.cursor:,}"
 
     @property
     def stopped(self) -> bool:

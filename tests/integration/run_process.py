@@ -87,7 +87,9 @@ class RunProcess:
     def settled(self, of: str = BTC) -> int:
         """Return how far a pair is settled in the next line of running books that says so."""
         while True:
-            found = re.search(rf"{of} settled to ([\d,]+)", self.until(" settled to ", SHARED))
+            found = re.search(
+                rf"{of} [^|]*; settled to ([\d,]+)", self.until(" settled to ", SHARED)
+            )
             if found:
                 return int(found[1].replace(",", ""))
 
