@@ -63,6 +63,8 @@ class Pages:
             hidden = any(part.startswith((".", "__")) for part in name.split("/"))
             if hidden or name == HASHES or not path.is_file() or path.suffix not in TYPES:
                 continue
+            if not path.resolve().is_relative_to(folder.resolve()):
+                continue  # A link may lead anywhere, a page stays in its folder.
             content = path.read_bytes()
             total += len(content)
             if len(content) > FILE_LIMIT_BYTES or total > TOTAL_LIMIT_BYTES:

@@ -17,6 +17,8 @@ import aiohttp
 from mdgateway.config import GatewayConfig
 from mdgateway.feed.market import Market
 from mdgateway.feed.publisher import Publisher
+from mdgateway.history.source import CandleKeeper
+from mdgateway.history.store import CandleStore
 from mdgateway.http.config import HttpConfig
 from mdgateway.http.server import HttpServer
 from mdgateway.keys.admission import Admission
@@ -161,6 +163,7 @@ async def open_door(
     *,
     tiers: Mapping[str, Tier] = TIERS,
     gateway: Mapping[str, Any] | None = None,
+    candles: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Door]:
     """Open a door over a book with one level a side, already told once."""
@@ -170,6 +173,9 @@ async def open_door(
     writer.level(2, 110, 7)
     config = GatewayConfig(pairs=(PAIR,), segments=str(folder), **(gateway or {}))
     market = Market([Publisher(INSTRUMENT, config)], config)
+    store = CandleStore(folder / "candles") if candles else None
+    if store is not None:
+        market.publications[PAIR].candles = CandleKeeper(store).source_of(PAIR)
     given: dict[str, Any] = {"port": 0, "anonymous_tier": "professional"} | settings
     http = HttpConfig(**given).validate()
     admission = Admission(Keyring(http.keys), tiers, http.anonymous_tier)
@@ -188,6 +194,8 @@ async def open_door(
         for publication in market.publications.values():
             publication.close()
         writer.close()
+        if store is not None:
+            store.close()
 
 
 async def turns(until: Callable[[], bool]) -> None:
