@@ -8,16 +8,28 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from holdfast import MoneyClient, Retry
-from holdfast.money.verification import PATIENT
-from tests.integration.risk_processes import Exchange
+from tests.integration.risk_processes import Exchange, Service
 
 ALICE, BOB, CAROL, DAVE = 1, 2, 3, 4
 OUTSIDE = "outside1"
 QUICK = ("--custodian", "simulated", "--block-every", "10ms", "--confirmations", "2")
 """A chain that does not keep tests waiting."""
 POLICY = ("--approval-above", "BTC=0.5,2", "--approval-above", "USDT=none")
-UNSURE = Retry(patience_s=60.0, attempt_s=5.0)
+UNSURE = Retry(patience_s=120.0, attempt_s=15.0)
+HANG_S = 600
+"""Bounds a hang; nothing is measured against it."""
+
+
+def await_serving(service: Service, name: str) -> None:
+    """Return once a service is serving."""
+    stub = health_pb2_grpc.HealthStub(service.channel)
+    request = health_pb2.HealthCheckRequest(service=name)
+    for answer in stub.Watch(request, wait_for_ready=True, timeout=HANG_S):
+        if answer.status == health_pb2.HealthCheckResponse.SERVING:
+            return
 
 
 class MoneyExchange(Exchange):
@@ -27,6 +39,24 @@ class MoneyExchange(Exchange):
         super().__init__(run, segments)
         self._bare = self.ledgerd.arguments
         self.allow_fresh_addresses("0s")
+
+    def start(self) -> None:
+        """Start everything; on a busy machine a first start takes its time."""
+        for processes in self.pairs.values():
+            processes.start()
+        self.ledgerd.start()
+        for processes in self.pairs.values():
+            processes.await_health()
+        await_serving(self.ledgerd, "ledger")
+        self.postgres.create("risk")
+        self.riskd.start()
+        await_serving(self.riskd, "exchange.v1.RiskService")
+
+    def restart_ledgerd(self) -> None:
+        """Stop the books in good order and start them again."""
+        self.ledgerd.stop()
+        self.ledgerd.start()
+        await_serving(self.ledgerd, "ledger")
 
     def allow_fresh_addresses(self, waiting: str) -> None:
         """Let listed addresses wait so long, from ledgerd's next start on."""
@@ -52,7 +82,7 @@ class MoneyExchange(Exchange):
         with self.client(account) as money:
             address = money.deposit_address(asset).address
             paid = money.simulate_deposit(address, asset, amount)
-            *_, last = money.follow_deposit(paid, watch=PATIENT)
+            *_, last = money.follow_deposit(paid, watch=UNSURE)
             assert last.state == "credited", last
             if Decimal(trading):
                 money.transfer(asset, trading)

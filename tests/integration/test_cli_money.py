@@ -300,9 +300,7 @@ def refused_after_id(ended: Ended) -> str:
 
 def test_a_fresh_address_waits(whole: MoneyExchange, holdfast: Holdfast) -> None:
     whole.allow_fresh_addresses("24h")
-    whole.ledgerd.stop()
-    whole.ledgerd.start()
-    whole.ledgerd.await_health("ledger")
+    whole.restart_ledgerd()
     assert "usable from" in done(holdfast("address add BTC outside2"))
     waits = rows(done(holdfast("address list")))[-1]
     assert waits[1] == "outside2"

@@ -26,18 +26,19 @@ from holdfast import (
     Unavailable,
 )
 from holdfast.money.movements import CREDITED
-from holdfast.money.verification import PATIENT
 from tests.integration.money_client_exchange import (
     ALICE,
     BOB,
     CAROL,
     DAVE,
+    HANG_S,
     OUTSIDE,
     UNSURE,
     MoneyExchange,
+    await_serving,
     money_exchange,
 )
-from tests.integration.risk_processes import BTC, DEADLINE_S, ETH, UNIT
+from tests.integration.risk_processes import BTC, ETH, UNIT
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -57,7 +58,7 @@ def test_from_deposit_to_withdrawal(whole: MoneyExchange) -> None:
         address = money.deposit_address("BTC")
         assert money.deposit_address("BTC") == address
         paid = money.simulate_deposit(address.address, "BTC", Decimal("3.5"))
-        seen = list(money.follow_deposit(paid, watch=PATIENT))
+        seen = list(money.follow_deposit(paid, watch=UNSURE))
         assert (seen[-1].state, seen[-1].amount) == (CREDITED, Decimal("3.50000000"))
         assert money.deposits().deposits == (seen[-1],)
         moved = money.transfer("BTC", "1.25")
@@ -78,7 +79,7 @@ def test_from_deposit_to_withdrawal(whole: MoneyExchange) -> None:
         with pytest.raises(InvalidRequest, match="CONTENT_CHANGED"):
             approver.approve(made, "carla", bytes(32))
         assert approver.approve(made, "carla", asked.digest).approvers == ("carla",)
-        *_, last = money.follow_withdrawal(made, watch=PATIENT)
+        *_, last = money.follow_withdrawal(made, watch=UNSURE)
         assert (last.state, last.approvers) == ("confirmed", ("carla",))
         assert money.withdrawals().withdrawals == (last,)
         after = money.balances().of("BTC")
@@ -258,9 +259,9 @@ def test_a_repeated_transfer_moves_once_through_a_kill_of_the_ledger(whole: Mone
         whole.ledgerd.kill()
         soon = threads.submit(money.transfer, "USDT", "40", transfer_id=made)
         whole.ledgerd.start()
-        moved = soon.result(timeout=DEADLINE_S)
+        moved = soon.result(timeout=HANG_S)
         assert moved.id == made
-        whole.ledgerd.await_health("ledger")
+        await_serving(whole.ledgerd, "ledger")
         assert money.transfer("USDT", "40", transfer_id=made).transfer_id == moved.transfer_id
         assert money.balances().of("USDT").trading == Decimal(40)
         with pytest.raises(InvalidRequest, match="TRANSFER_ID_REUSED"):
@@ -302,14 +303,14 @@ def test_money_that_the_books_never_gave_is_found(whole: MoneyExchange) -> None:
     """Last of all, because settlement of the pair stops for good."""
     stub = pair_admin_pb2_grpc.PairAdminServiceStub(whole.channels[ETH])
     number = (
-        whole.risk.GetRiskStatus(risk_pb2.GetRiskStatusRequest(), timeout=DEADLINE_S)
+        whole.risk.GetRiskStatus(risk_pb2.GetRiskStatusRequest(), timeout=HANG_S)
         .pairs[1]
         .transfer_number
     )
     request = pair_admin_pb2.AllotFundsRequest(
         pair=ETH, account=DAVE, asset=QUOTE, amount="1", transfer_number=number + 1
     )
-    report = stub.AllotFunds(request, timeout=DEADLINE_S).report
+    report = stub.AllotFunds(request, timeout=HANG_S).report
     assert report.kind == enums.EXECUTION_KIND_ALLOTTED
     with whole.client(ALICE) as money:
         stopped = money.until_settled(ETH, report.last_number, UNSURE)
