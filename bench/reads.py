@@ -113,7 +113,7 @@ def run_reads(rounds: Rounds) -> list[Row]:
     ]
 
 
-def _read_all(
+def read_all(
     instrument: Instrument,
     phase: "Synchronized[int]",
     counts: Any,
@@ -151,7 +151,7 @@ def run_readers(rounds: Rounds) -> list[Row]:
     phase: Synchronized[int] = context.Value(ctypes.c_int64, PARKED, lock=False)  # type: ignore[assignment]
     counts = context.Array(ctypes.c_int64, 8, lock=False)
     with Venue() as venue:
-        child = context.Process(target=_read_all, args=(venue.instrument, phase, counts))
+        child = context.Process(target=read_all, args=(venue.instrument, phase, counts))
         child.start()
         while not counts[3]:
             time.sleep(0.01)

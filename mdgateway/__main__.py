@@ -41,7 +41,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--upstream", default="", help="follow the gateway at this host:port")
     parser.add_argument("--tick-ms", type=int, default=DEFAULT_TICK_MS)
     parser.add_argument(
-        "--spin", action="store_true", help="do not wait for the tick; needs a processor of its own"
+        "--eager", action="store_true", help="do not wait for the tick; a third of a processor"
     )
     parser.add_argument(
         "--candles", type=Path, help="folder of the candles; else mdgateway in the run folder"
@@ -60,7 +60,7 @@ def _config(arguments: argparse.Namespace) -> GatewayConfig:
         upstream=arguments.upstream,
         instruments=arguments.instruments,
         tick_ms=arguments.tick_ms,
-        spin=arguments.spin,
+        eager=arguments.eager,
     ).validate()
 
 

@@ -32,9 +32,9 @@ class GatewayConfig:
     """Instrument file; None: the one that is installed with the program."""
     tick_ms: int = DEFAULT_TICK_MS
     """How often the books are read and subscribers told; the least interval of a stream."""
-    spin: bool = False
+    eager: bool = False
     """Read on as soon as something was published instead of at the next tick. Over a segment this
-    takes a processor of its own; a relay hears of it without."""
+    takes about a third of a processor; a relay is told and needs none."""
     heartbeat_ms: int = 1_000
     """How long a stream may be silent."""
     stale_after_ms: int = 1_000

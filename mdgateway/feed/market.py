@@ -10,7 +10,7 @@ woken and the listeners are called. All of it happens in the one thread of the e
     market.listeners.append(called_with_pairs)         for doors that serve many at once
     market.close(subscription)
 
-With `config.spin` the next step comes as soon as something was published: a thread watches a word
+With `config.eager` the next step comes as soon as something was published: a thread watches a word
 of each segment, without the interpreter's lock, between two steps and never during one.
 """
 
@@ -33,8 +33,11 @@ from mdgateway.feed.subscriptions import Subscription
 WAKE_AT_LEAST_EVERY_MS: Final = 50
 GOODBYE_S: Final = 2
 """How long a drain waits for streams to take their last message."""
-SPINS_AT_ONCE: Final = 20_000
-"""About a millisecond, during which the watching thread does not ask for the interpreter."""
+LOOKS: Final = 100
+"""Looks at the words between two naps: a few microseconds."""
+NAP_S: Final = 50e-6
+"""Short enough to be a small part of what a message takes; a thread that spins without a nap takes
+a whole processor, and is the first to lose it when others want one."""
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +131,7 @@ class Market:
 
     async def _pause(self, started_ns: int) -> None:
         tick_s = self.config.tick_ms / 1_000
-        if not self.config.spin:
+        if not self.config.eager:
             spent_s = (time.monotonic_ns() - started_ns) / 1e9
             await asyncio.sleep(max(0.001, tick_s - spent_s))
             return
@@ -183,9 +186,8 @@ class Market:
 
 
 def _watch(words: npt.NDArray[np.int64], patience_ms: int) -> None:
-    """Spin until one of the words (address, value) changed, or for about `patience_ms`."""
+    """Watch until one of the words (address, value) changed, or for about `patience_ms`."""
     addresses, seen = words[:, 0].copy(), words[:, 1].copy()
     deadline_ns = time.monotonic_ns() + patience_ms * 1_000_000
-    while spin_until_changed(addresses, seen, SPINS_AT_ONCE) < 0:
-        if time.monotonic_ns() >= deadline_ns:
-            return
+    while spin_until_changed(addresses, seen, LOOKS) < 0 and time.monotonic_ns() < deadline_ns:
+        time.sleep(NAP_S)

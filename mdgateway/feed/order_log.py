@@ -79,6 +79,8 @@ class OrderLog:
         self.oldest = 0
         """Index of the oldest event that is kept; indexes rise through all lives."""
         self.next_index = 0
+        self.contradiction_count = 0
+        """How often the orders known did not fit the levels; not once, if all is well."""
         self.book = OrderBook()
         self._rows = np.zeros((capacity, EVENT_COLUMNS), np.int64)
         self._first_position = 0
@@ -116,6 +118,7 @@ class OrderLog:
             return newest
         orders = self.book.at_levels(*levels.top(level_count))
         if orders is None:
+            self.contradiction_count += 1
             self.forget(self.position)
             return None
         place = epoch, sequence, self.position, self.next_index

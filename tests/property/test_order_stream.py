@@ -23,6 +23,7 @@ from exchange.ownership import Owned
 from exchange.records import ORDER_SLOT_BITS
 from exchange.v1 import market_data_pb2 as of
 from mdgateway.config import GatewayConfig
+from mdgateway.feed.order_log import SNAPSHOT_LIFE_NS
 from mdgateway.feed.protobuf import ProtobufEncoder
 from mdgateway.feed.publisher import Publisher
 from mdgateway.feed.subscriptions import Lagging, OrderSubscription
@@ -76,6 +77,8 @@ def venue_of(instrument: Instrument) -> Iterator[Venue]:
         venue = Venue(Path(folder), instrument)
         try:
             yield venue
+            assert venue.publisher.orders is not None
+            assert venue.publisher.orders.contradiction_count == 0
         finally:
             venue.publisher.close()
             for owned in (venue.vault, venue.book):
@@ -166,13 +169,23 @@ class Client:
         assert (told, rests) == ({}, {})
 
 
+def newcomer(venue: Venue) -> Client:
+    """Return a client that is told a snapshot of this very moment."""
+    venue.now_ns += 2 * SNAPSHOT_LIFE_NS
+    venue.step()
+    client = Client(venue)
+    client.read()
+    client.compare(venue.queues())
+    return client
+
+
 @given(streams(), st.data())
 @effort(50)
 def test_clients_that_come_late_leave_and_return_have_the_engines_queues(
     stream: Stream, data: st.DataObject
 ) -> None:
-    # A ring of 64 events, so that a gateway that does not step for long is lapped.
-    with venue_of(replace(stream.universe.instrument, event_capacity=256)) as venue:
+    # Small rings, so that a gateway that does not step for long is lapped and clients lag.
+    with venue_of(replace(stream.universe.instrument, event_capacity=64)) as venue:
         clients: list[Client] = []
         for command, time_ns in stream:
             venue.apply(command, time_ns)
@@ -188,6 +201,7 @@ def test_clients_that_come_late_leave_and_return_have_the_engines_queues(
                 if what != "step":
                     client.read()
                     client.compare(venue.queues())
+        newcomer(venue)
 
 
 @given(streams())
@@ -202,4 +216,5 @@ def test_a_client_from_the_start_is_told_everything_once(stream: Stream) -> None
             client.read()
             client.compare(venue.queues())
         assert client.snapshot_count == 1
-        assert not any(rest[1] for rest in client.unknown.values())
+        for one in client, newcomer(venue):
+            assert not any(rest[1] for rest in one.unknown.values())

@@ -1,0 +1,7 @@
+"""Market data measured: publish latency, fan-out over gRPC, memory, the engine beside it."""
+
+from bench.market_data.engine_beside import run_subscribers
+from bench.market_data.fanout import run_fanout
+from bench.market_data.latency import run_latency
+
+__all__ = ["run_fanout", "run_latency", "run_subscribers"]
