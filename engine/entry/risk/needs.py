@@ -143,7 +143,7 @@ def _amendment(
     if not _priced(instrument, ticks, left):
         return None
     # At which rate the order holds is not known either; the lower it is, the more is missing.
-    old_rate_ppm = min(rate_ppm, hold_rate_ppm(instrument)) if rate_ppm < HIGHEST_RATE_PPM else 0
+    old_rate_ppm = rate_ppm if rate_ppm == hold_rate_ppm(instrument) else 0
     before = _hold(instrument, order.side, old_ticks, order.leaves, old_rate_ppm)
     return Need(_asset(order.side), _hold(instrument, order.side, ticks, left, rate_ppm) - before)
 
