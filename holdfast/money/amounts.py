@@ -70,3 +70,9 @@ def decimals_in(text: str) -> int:
 def plain(amount: Decimal) -> str:
     """Return a decimal as text without an exponent, all its decimals kept."""
     return format(amount, "f")
+
+
+def shortest(amount: Decimal) -> str:
+    """Return a decimal as text without an exponent and without zeros at its end."""
+    text = plain(amount)
+    return text.rstrip("0").rstrip(".") if "." in text else text

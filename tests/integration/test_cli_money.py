@@ -238,7 +238,7 @@ def test_a_withdrawal_is_asked_for_approved_and_paid(holdfast: Holdfast) -> None
         OUTSIDE,
         "0 of 1",
     )
-    assert "approved by carla, " in done(holdfast(f"approve {made} --as carla"))
+    assert "carla approved it; now " in done(holdfast(f"approve {made} --as carla"))
     last = holdfast(f"withdraw BTC 1 --to {OUTSIDE} --id {made} --wait")
     assert last.status == 0, last
     assert last.out.splitlines()[-1].startswith(f"confirmed: 1.00000000 BTC to {OUTSIDE}")

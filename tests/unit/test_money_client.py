@@ -21,6 +21,7 @@ from holdfast.money.amounts import (
     decimal_of,
     decimals_in,
     plain,
+    shortest,
     units_of,
 )
 from holdfast.money.answers import Balance, Balances, PairSequence, TrialBalance, TrialLine
@@ -89,6 +90,12 @@ def test_units_and_decimals_are_the_same_amount(units: int, decimals: int) -> No
     assert amount.scaleb(decimals) == units
     assert units_of(amount, decimals, least_units=0) == units
     assert decimals_in(plain(amount)) == decimals
+
+
+def test_an_amount_can_be_written_without_needless_zeros() -> None:
+    amounts = ("0.10000000", "100.00000000", "100", "0.00000000", "1.00000001")
+    shown = [shortest(Decimal(amount)) for amount in amounts]
+    assert shown == ["0.1", "100", "100", "0", "1.00000001"]
 
 
 def test_zero_can_be_allowed() -> None:

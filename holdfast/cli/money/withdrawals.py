@@ -14,7 +14,7 @@ from holdfast.cli.money.options import (
     uuid,
 )
 from holdfast.errors import InvalidRequest
-from holdfast.money.amounts import decimal_of, plain, units_of
+from holdfast.money.amounts import decimal_of, plain, shortest, units_of
 from holdfast.money.blocking import MoneyClient
 from holdfast.money.funds import WATCH
 from holdfast.money.movements import CONFIRMED, Withdrawal
@@ -68,12 +68,12 @@ def _digest(text: str) -> bytes:
 
 def _line(one: Withdrawal) -> str:
     """Return how a withdrawal stands, in one line."""
-    details = one.reason
+    details = "" if one.reason == one.state else f", {one.reason}"
     if one.state == "awaiting-approval":
-        details = f"{len(one.approvers)} of {one.approvals_needed} approvals"
+        details = f", {len(one.approvers)} of {one.approvals_needed} approvals"
     elif one.confirmations is not None:
-        details = f"{one.confirmations} of {one.confirmations_needed} confirmations"
-    return f"{one.state}: {plain(one.amount)} {one.asset} to {one.address}, {details}"
+        details = f", {one.confirmations} of {one.confirmations_needed} confirmations"
+    return f"{one.state}: {plain(one.amount)} {one.asset} to {one.address}{details}"
 
 
 def _withdraw(given: argparse.Namespace) -> int:
@@ -127,7 +127,7 @@ def _say_what_moves_it(
         whose = "" if given.account == VISITOR else f" --account {given.account}"
         sentence += (
             f", trading and engines {plain(elsewhere)}; this moves what is missing: holdfast"
-            f" transfer {given.asset} {plain(missing)} --from trading --to funding{whose}"
+            f" transfer {given.asset} {shortest(missing)} --from trading --to funding{whose}"
         )
     raise InvalidRequest(
         error.code,
@@ -199,7 +199,7 @@ def _approve(given: argparse.Namespace) -> int:
         if not given.json:
             _show(given, seen)
         approved = money.approve(given.id, given.actor, given.digest or seen.digest)
-    return _tell(given, approved, f"approved by {given.actor}, {_line(approved)}")
+    return _tell(given, approved, f"{given.actor} approved it; now {_line(approved)}")
 
 
 def _reject(given: argparse.Namespace) -> int:
