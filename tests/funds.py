@@ -13,6 +13,7 @@ import grpc
 from exchange.service import refusal_in
 from exchange.v1 import funds_pb2, funds_pb2_grpc, ledger_pb2
 from ledgerd.custody.adapter import Custody
+from ledgerd.custody.proof import verify_money
 from ledgerd.custody.simulated_chain import CALM, SimulatedCustody
 from ledgerd.doors.funds_server import FundsServicer
 from ledgerd.funds.desk import Desk
@@ -22,6 +23,13 @@ from ledgerd.funds.settings import SECOND_NS, FundsSettings
 from tests.books import PAIR, TestBooks, fresh_books
 
 DEADLINE_S = 20
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+MISSING = grpc.StatusCode.NOT_FOUND
+STATE = grpc.StatusCode.FAILED_PRECONDITION
+AWAY = grpc.StatusCode.UNAVAILABLE
+NOBODY = bytes(15) + b"\xff"
+BEYOND_INT64 = "92233720368.54775808"
+BEYOND_BOUND = "46116860184.27387905"
 OUTSIDE = "outside1"
 NEEDED = 2
 WAIT_NS = 3_600 * SECOND_NS
@@ -143,3 +151,22 @@ def fresh_door(
         custody = SimulatedCustody(Path(folder) / "chain.log", 1, ["BTC", "USDT"], CALM)
         with door_over(books, custody, settings, limiter) as door:
             yield door
+
+
+@contextmanager
+def rich_door() -> Iterator[FundsDoor]:
+    """Give a door at which owner 1 has ten coins and an address that waited long enough."""
+    with fresh_door() as door:
+        door.funded(1, "10")
+        door.listed(1)
+        yield door
+        assert verify_money(door.books.engine) == []
+
+
+@contextmanager
+def untouched_door() -> Iterator[FundsDoor]:
+    """Give the same to calls that must not change anything."""
+    with rich_door() as door:
+        yield door
+        assert len(door.answer("ListFundsEvents").events) == 3
+        assert door.balances(1) == {("FUNDING", "BTC"): 1_000_000_000}
