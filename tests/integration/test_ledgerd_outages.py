@@ -144,7 +144,8 @@ def test_two_pairs_go_on_exactly_once_after_a_database_that_was_away() -> None:
         names += [name(owner, asset, Purpose.TRADING) for owner in OWNERS for asset in ASSETS]
         ledgerd.books.OpenAccounts(ledger_pb2.OpenAccountsRequest(names=names))
         ledgerd.books.PostTransfers(asked_credits(1_000, 4 * EACH_UNITS))
-        makers, takers = [], []
+        makers: list[Client] = []
+        takers: list[Client] = []
         for pair in pairs:
             with Client(pair.pair, target=pair.target) as operator:
                 allotted(ledgerd, pair.pair, operator)
