@@ -201,6 +201,7 @@ def counted_units(made: Money) -> int:
     raise AssertionError("riskd does not say what it counts")
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_everything_is_paid_once() -> None:
     seed = int(os.environ.get("HOLDFAST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
     print(f"HOLDFAST_SEED={seed}")
