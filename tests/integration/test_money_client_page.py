@@ -87,6 +87,15 @@ def await_usable_address(exchange: RunProcess) -> None:
                 return
 
 
+def await_settled(exchange: RunProcess) -> None:
+    """Return once the books have what the engines did so far."""
+    with MoneyClient(ledger=exchange.ledger_target, pairs=exchange.targets) as money:
+        for pair in exchange.targets:
+            settled = money.until_settled(pair, money.digest(pair).number)
+            assert settled is not None
+            assert settled.state == "running"
+
+
 def test_the_page_is_what_happens(exchange: RunProcess, capsys: pytest.CaptureFixture[str]) -> None:
     ids: dict[str, str] = {}
     seen = 0
@@ -99,6 +108,8 @@ def test_the_page_is_what_happens(exchange: RunProcess, capsys: pytest.CaptureFi
         assert status == ("holdfast: " in captured.err), captured
         printed = captured.out + captured.err
         assert told(printed) == told(output), line
+        if shlex.split(line)[1] in ON_ORDERS:
+            await_settled(exchange)
         ids.update(zip(re.findall(UUID, output), re.findall(UUID, printed), strict=True))
         seen += 1
     assert seen > 20
