@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from bench.allotment import run_allotment
 from bench.durability import run_batches, run_journal, run_replay
 from bench.entry import run_entry, run_processes
 from bench.harness import Rounds, Row
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Rounds], list[Row]]]] = {
     "fanout": ("one book to many gRPC streams against a bare server", run_fanout),
     "memory": ("what a book costs by its size", run_memory),
     "entry": ("orders over gRPC against a bare echo", run_entry),
+    "allotment": ("an order that lacks money against one that does not", run_allotment),
     "settlement": ("trades into PostgreSQL against one transaction each", run_settlement),
     "processes": ("order entry by the number of its processes", run_processes),
 }
