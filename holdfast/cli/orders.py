@@ -6,8 +6,9 @@ from typing import Any, Final
 from exchange.enums import ExecutionKind, Side, TimeInForce
 from exchange.v1 import enums_pb2, execution_pb2
 from holdfast.blocking import Client
-from holdfast.client import MARKET_DATA_TARGET, ORDERS_TARGET
+from holdfast.client import MARKET_DATA_TARGET
 from holdfast.errors import OrderRejected, accepted
+from holdfast.running.plan import usual_target
 
 _FORCES: Final = {
     "gtc": TimeInForce.GOOD_TILL_CANCELLED,
@@ -41,14 +42,15 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text)
     parser.add_argument("--pair", default="BTC-USDT")
     parser.add_argument("--account", type=int, default=100, help="100: the demo's visitor")
-    parser.add_argument("--target", default=ORDERS_TARGET, help="order entry")
+    parser.add_argument("--target", help="order entry; default: where `holdfast run` has the pair")
     parser.add_argument("--market-data", default=MARKET_DATA_TARGET)
     parser.set_defaults(command=run)
     return parser
 
 
 def _client(given: argparse.Namespace) -> Client:
-    return Client(given.pair, given.account, target=given.target, market_data=given.market_data)
+    target = given.target or usual_target(given.pair)
+    return Client(given.pair, given.account, target=target, market_data=given.market_data)
 
 
 def _tell(report: execution_pb2.CommandReport) -> int:

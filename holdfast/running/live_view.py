@@ -98,7 +98,7 @@ class Screen:
         for pair in dict.fromkeys(one.pair for one in self.processes):
             mine = (one for one in self.processes if one.pair == pair)
             table.add_row(Text(pair or "shared", style="bold"), _row(mine))
-        return Panel(table, padding=(0, 1), title="processes")
+        return Panel(table, padding=0, title="processes")
 
 
 def _process(process: ProcessLine) -> str:
@@ -115,6 +115,6 @@ def _row(processes: Iterable[ProcessLine]) -> Text:
         if process.restart_count:
             cell.append(f" {process.restart_count}×", style="yellow")
         cell.stylize("" if running else "red")
+        text.append_text(Text(" ") if text.plain else Text())
         text.append_text(cell)
-        text.append(" ")
     return text

@@ -31,6 +31,12 @@ MDGATEWAY: Final = "mdgateway"
 ENGINE: Final = "engine"
 
 
+def usual_target(pair: str) -> str:
+    """Return where order entry of a pair listens unless somebody chose otherwise."""
+    place = PAIRS.index(pair) if pair in PAIRS else 0
+    return f"127.0.0.1:{ORDERS_PORT + orders_offset(place)}"
+
+
 CUSTODY: Final = (
     *("--custodian", "simulated", "--block-every", "200ms", "--confirmations", "3"),
     *("--address-wait", "10s"),

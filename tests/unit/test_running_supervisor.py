@@ -23,7 +23,15 @@ import pytest
 from exchange.ownership import Field, Layout, Owned
 from holdfast.running import child as child_module
 from holdfast.running.child import Child, ProcessState, last_words
-from holdfast.running.plan import MoneyPlan, PairPlan, Plan, Process, Stage
+from holdfast.running.plan import (
+    MoneyPlan,
+    PairPlan,
+    Plan,
+    Process,
+    Stage,
+    orders_offset,
+    usual_target,
+)
 from holdfast.running.supervisor import (
     HOPELESS_COUNT,
     PairRunning,
@@ -355,6 +363,13 @@ def test_a_plan_names_every_process_of_its_pairs(tmp_path: Path) -> None:
     bare = Plan(tmp_path, pairs[:1]).first()
     assert "--risk" not in bare[1].arguments
     assert [one.name for one in bare] == ["engine", "entry-0", "entry-1"]
+
+
+def test_pairs_have_usual_places() -> None:
+    assert usual_target("BTC-USDT") == "127.0.0.1:8850"
+    assert usual_target("ETH-USDT") == "127.0.0.1:8860"
+    offsets = [orders_offset(place) for place in range(4)]
+    assert offsets == [0, 10, 30, 40], "20 and 21 are the ledger's and the risk service's"
 
 
 def test_last_words_are_those_of_the_process(tmp_path: Path) -> None:
