@@ -47,6 +47,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--candles", type=Path, help="folder of the candles; else mdgateway in the run folder"
     )
     add_arguments(parser)
+    parser.add_argument("--subscriber-limit", type=int, default=4_000, help="open streams a pair")
     parser.set_defaults(pair_default=given.pairs)
     return parser.parse_args(argv)
 
@@ -61,6 +62,7 @@ def _config(arguments: argparse.Namespace) -> GatewayConfig:
         instruments=arguments.instruments,
         tick_ms=arguments.tick_ms,
         eager=arguments.eager,
+        subscriber_limit=arguments.subscriber_limit,
     ).validate()
 
 

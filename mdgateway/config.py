@@ -52,7 +52,7 @@ class GatewayConfig:
     """Order events kept for resuming and for slow subscribers; 80 bytes each. Power of two."""
     resume_ms: int = 30_000
     """How long a view without subscribers goes on, so that they can resume."""
-    subscriber_limit: int = 10_000
+    subscriber_limit: int = 4_000
     """Most open streams a pair; a further one is refused."""
 
     @property
