@@ -241,8 +241,11 @@ def profit(row: dict[str, str], balance: int, fund: int, future: int) -> int:
     return balance + future * future_price + fund * fund_price
 
 
-def account_row(log: Log, hedges: Hedges, start: list[int], tick: dict[str, str]) -> AccountRow:
-    position, gained = fund_account(log, start)
+def account_row(
+    log: Log, hedges: Hedges, account: tuple[int, int], tick: dict[str, str]
+) -> AccountRow:
+    """Return the row of a tick; `account` is what `fund_account` returns."""
+    position, gained = account
     fees = sum(fee for *_, fee in log.trades)
     assert (gained + log.fee_units) % UNITS_PER_CENT == 0
     balance = (gained + log.fee_units) // UNITS_PER_CENT - fees + hedges.cents
@@ -266,7 +269,7 @@ def replay(recorded_data: Callable[[str], Path]) -> Replay:
         while event is not None and scaled(event["Time"], 6) < scaled(row["Time"], 6):
             hedges.take(event) if event["Operation"] == "Hedge" else log.take(event)
             event = next(events, None)
-        result.accounts.append(account_row(log, hedges, start, row))
+        result.accounts.append(account_row(log, hedges, fund_account(log, start), row))
         words = ("BuyVolume", "SellVolume", "EtfPosition", "FuturePosition", "TotalFees")
         recorded = [int(row[word]) for word in (*words, "AccountBalance", "ProfitOrLoss")]
         result.recorded_accounts.append(AccountRow(*recorded))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,20 @@ class Service:
 class Exchange:
     """Everything that money passes through."""
 
-    def __init__(self, run: Path, segments: Path, asks: bool = False, headroom: int = 0) -> None:
+    def __init__(
+        self,
+        run: Path,
+        segments: Path,
+        asks: bool = False,
+        headroom: int = 0,
+        pairs: Sequence[str] = (BTC, ETH),
+        instruments: Path | None = None,
+    ) -> None:
         """Prepare; if `asks`, order entry asks for money by itself."""
         self.run = run
-        self.pairs = {pair: PairProcesses(run / pair, segments, "os", pair) for pair in (BTC, ETH)}
-        follow: list[str] = []
+        self.pairs = {pair: PairProcesses(run / pair, segments, "os", pair) for pair in pairs}
+        self.instruments = () if instruments is None else ("--instruments", str(instruments))
+        follow: list[str] = list(self.instruments)
         for pair, processes in self.pairs.items():
             processes.run.mkdir()
             follow += ["--follow", f"{pair}={processes.target}"]
@@ -94,11 +103,12 @@ class Exchange:
             *("--sticky", "0", "--headroom", str(headroom)),
             *follow,
         )
-        if asks:
-            for processes in self.pairs.values():
+        for processes in self.pairs.values():
+            processes.entry_arguments = self.instruments
+            if asks:
                 # The machine may be busy; whoever is killed is noticed at once all the same.
-                patient = ("--risk-patience", "4000")
-                processes.entry_arguments = ("--risk", f"127.0.0.1:{self.riskd.port}", *patient)
+                risk = ("--risk", f"127.0.0.1:{self.riskd.port}", "--risk-patience", "4000")
+                processes.entry_arguments += risk
         self.books = ledger_pb2_grpc.LedgerServiceStub(self.ledgerd.channel)
         self.risk = risk_pb2_grpc.RiskServiceStub(self.riskd.channel)
         self.channels = {
@@ -107,7 +117,8 @@ class Exchange:
 
     def start(self) -> None:
         for processes in self.pairs.values():
-            processes.start()
+            processes.start_engine(*self.instruments)
+            processes.start_entry()
         self.ledgerd.start()
         for processes in self.pairs.values():
             processes.await_health()
@@ -234,13 +245,21 @@ def _name(owner: int, asset: str, purpose: Purpose) -> ledger_pb2.AccountName:
 
 
 @contextlib.contextmanager
-def exchange(asks: bool = False, headroom: int = 0) -> Iterator[Exchange]:
+def exchange(
+    asks: bool = False,
+    headroom: int = 0,
+    pairs: Sequence[str] = (BTC, ETH),
+    instruments: str = "",
+) -> Iterator[Exchange]:
     """Give a running exchange; everything is gone afterwards."""
     run = Path(tempfile.mkdtemp(prefix="holdfast-run-"))
     # PostgreSQL may run as another user, who has to reach its folder.
     run.chmod(0o755)
     segments = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))
-    whole = Exchange(run, segments, asks, headroom)
+    path = run / "instruments.toml" if instruments else None
+    if path is not None:
+        path.write_text(instruments)
+    whole = Exchange(run, segments, asks, headroom, pairs, path)
     try:
         whole.start()
         yield whole
