@@ -15,7 +15,6 @@ from ledgerd.books.commit import Connection
 from ledgerd.custody.adapter import Unanswered
 from ledgerd.database import GONE
 
-NOWHERE: Final = UUID(int=0)
 TROUBLE_LIMIT: Final = 1_000
 """So many bad rows are remembered; more are told, every time."""
 T = TypeVar("T")
@@ -30,7 +29,8 @@ class Rows:
         self.what = what
         self.troubles: dict[UUID, str] = {}
         """What each bad row raised last."""
-        self._after = NOWHERE
+        self._after: UUID | None = None
+        """The row that had the last turn; any 16 bytes may be an id, so none stands for nowhere."""
 
     def page(
         self, connection: Connection, query: str, values: tuple[object, ...], limit: int
@@ -39,9 +39,10 @@ class Rows:
 
         The query has to end in a condition; what follows it is added here.
         """
-        following: Any = f"{query} AND id > %s ORDER BY id LIMIT %s"
-        rows = connection.execute(following, (*values, self._after, limit)).fetchall()
-        if len(rows) < limit and self._after != NOWHERE:
+        following: Any = f"{query} AND (%s::uuid IS NULL OR id > %s) ORDER BY id LIMIT %s"
+        place = (self._after, self._after)
+        rows = connection.execute(following, (*values, *place, limit)).fetchall()
+        if len(rows) < limit and self._after is not None:
             before: Any = f"{query} AND id <= %s ORDER BY id LIMIT %s"
             missing = limit - len(rows)
             rows += connection.execute(before, (*values, self._after, missing)).fetchall()

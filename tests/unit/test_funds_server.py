@@ -344,7 +344,7 @@ def test_nothing_is_sent_while_a_payout_is_unexplained(rich: FundsDoor) -> None:
             door.answer("GetDepositAddress", owner_id=1, asset="BTC")
             door.funded(1, "1")
             door.listed(1)
-            made = door.answer("RequestWithdrawal", **door.wanted(id=bytes(16))).withdrawal
+            made = door.answer("RequestWithdrawal", **door.wanted(id=bytes([7] * 16))).withdrawal
             door.rounds(NEEDED + 4)
             assert door.state(made.id) == "APPROVED"
             (sentence,) = door.answer("GetFundsStatus").unexplained_payouts

@@ -114,6 +114,13 @@ def test_a_small_withdrawal_is_paid_and_a_replay_is_the_same_one(rich: FundsDoor
     assert rich.balances(1) == {("FUNDING", "BTC"): 975_000_000}
 
 
+def test_any_16_bytes_are_an_id(rich: FundsDoor) -> None:
+    for made in (bytes(16), bytes([255] * 16)):
+        rich.answer("RequestWithdrawal", **rich.wanted(id=made))
+        rich.rounds(NEEDED + 4)
+        assert rich.state(made) == "CONFIRMED"
+
+
 def test_approvals_are_of_what_was_seen_and_of_other_people(rich: FundsDoor) -> None:
     wanted = rich.wanted(amount="6")
     made = rich.answer("RequestWithdrawal", **wanted).withdrawal
