@@ -169,11 +169,13 @@ def test_a_message_rate_holds_at_every_door_and_nothing_becomes_a_command(
 def test_a_batch_counts_with_all_its_records(whole: Exchange) -> None:
     eve = client(whole, EVE)
     limit_rate(whole, EVE, 1_000)
-    await_limit(eve)
-    (answer,) = eve.batches(iter([message(records(1_001))]))
+    many = message(records(1_001, quantity_lots=0))
+    (answer,) = eve.batches(iter([many]))
+    while answer.acks:
+        (answer,) = eve.batches(iter([many]))
     assert answer.refusal.limit == "at most 1000 commands a second; never so many at once"
     while True:
-        (answer,) = eve.batches(iter([message(records(900, quantity_lots=1))]))
+        (answer,) = eve.batches(iter([message(records(900, quantity_lots=100))]))
         if answer.acks:
             break
         assert "; again in " in answer.refusal.limit
@@ -190,6 +192,25 @@ def test_an_execution_that_never_was_holds_nobody_up_for_ever(whole: Exchange, n
     assert answer.reason == 0
     unknown = whole.request(EVE, "XRP-EUR", QUOTE, 1, execution_number=number)
     assert unknown.reason == risk_pb2.RISK_REASON_PAIR_UNKNOWN
+
+
+def test_money_that_is_there_already_is_not_counted_twice_against_a_limit(whole: Exchange) -> None:
+    key = risk_pb2.LimitKey(
+        kind=risk_pb2.LIMIT_KIND_EXPOSURE,
+        subject=risk_pb2.LIMIT_SUBJECT_ACCOUNT,
+        subject_name=str(BOB),
+        place=risk_pb2.LIMIT_PLACE_ASSET,
+        place_name="USDT",
+    )
+    there = whole.risk.GetExposure(risk_pb2.GetExposureRequest(account=BOB), timeout=DEADLINE_S)
+    elsewhere = sum(item.total_units for item in there.pairs if item.asset == "USDT")
+    change = risk_pb2.LimitChange(key=key, value=elsewhere + 1_000 * UNIT)
+    request = risk_pb2.ChangeLimitsRequest(changes=[change], actor="ann", note="test")
+    whole.risk.ChangeLimits(request, timeout=DEADLINE_S)
+    assert whole.request(BOB, ETH, QUOTE, 900 * UNIT).reason == 0
+    assert whole.request(BOB, ETH, QUOTE, 1_000 * UNIT).reason == 0
+    more = whole.request(BOB, ETH, QUOTE, 1_000 * UNIT + 1)
+    assert more.reason == risk_pb2.RISK_REASON_EXPOSURE_LIMIT
 
 
 @pytest.mark.parametrize("patience_ms", [-1, 4_001, (1 << 63) - 1])
