@@ -1,0 +1,187 @@
+"""Clients in bad weather: cut lines, lost messages, dying engines and gateways, crowds."""
+
+import random
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from exchange.config import load_instrument
+from exchange.service import refusal_in
+from exchange.v1 import market_data_pb2, market_data_pb2_grpc
+from mdgateway.book.reader import BookReader
+from tests.integration.market_data_processes import (
+    PAIR,
+    PATIENCE_S,
+    Levels,
+    Processes,
+    Traders,
+    channel_to,
+    wait_serving,
+)
+from tests.integration.plain_client import Cable, PlainClient
+
+pytestmark = pytest.mark.integration
+
+Stub = market_data_pb2_grpc.MarketDataServiceStub
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))
+    processes = Processes(folder)
+    yield processes
+    processes.close()
+    shutil.rmtree(folder)
+
+
+class Watcher:
+    """Copies the engine's book from its segment as often as it can, by epoch and sequence."""
+
+    def __init__(self, processes: Processes) -> None:
+        instrument = load_instrument(PAIR, processes.instruments)
+        self.reader = BookReader(instrument, processes.segments, level_capacity=4_096)
+        assert self.reader.open()
+        self.books: dict[tuple[int, int], Levels] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            self.look()
+
+    def look(self) -> None:
+        """Copy once."""
+        copy = self.reader.book_copy()
+        if copy is not None:
+            self.books[self.reader.epoch, copy.sequence] = {
+                (side, price): (lots, orders)
+                for side, rows in enumerate((copy.bids, copy.asks), start=1)
+                for price, lots, orders in rows.tolist()
+            }
+
+    def close(self) -> Levels:
+        """End, and return the book as it is now, when nobody trades."""
+        self._ended.set()
+        self._thread.join()
+        self.look()
+        last = self.books[max(self.books)]
+        self.reader.close()
+        return last
+
+
+def compare(client: PlainClient, truth: dict[tuple[int, int], Levels]) -> int:
+    """Compare what a client held with what the segment had; return how often both were seen."""
+    compared = 0
+    for epoch, sequence, levels in client.books:
+        if (epoch, sequence) in truth:
+            assert levels == truth[epoch, sequence], f"epoch {epoch}, sequence {sequence}"
+            compared += 1
+    return compared
+
+
+def test_a_plain_client_has_the_engines_book_through_cut_lines_and_lost_messages(
+    processes: Processes,
+) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    processes.start_engine()
+    entry, gateway = processes.start_entry(), processes.start_gateway("--tick-ms", "2")
+    traders, cable = Traders(entry, seed), Cable(int(gateway))
+    with channel_to(gateway) as channel:
+        wait_serving(traders.channel, "orders")
+        traders.allot()
+        wait_serving(channel, "marketdata")
+    watcher = Watcher(processes)
+    client = PlainClient(cable.port, PAIR, -1, seed)
+    for number in range(1, 21):
+        traders.trade(batch_count=8, orders_per_batch=50)
+        told = len(client.books)
+        client.wait(lambda one, told=told: len(one.books) > told or one.levels, PATIENCE_S)
+        if number % 4 == 0:
+            cable.cut()
+    last = watcher.close()
+    client.wait(lambda one: one.levels == last, PATIENCE_S)
+    compared = compare(client, watcher.books)
+    print(
+        f"{len(client.books)} books, {compared} compared, {client.stream_count} streams,"
+        f" {client.snapshot_count} snapshots, {client.resume_count} resumed,"
+        f" {client.drop_count} messages dropped"
+    )
+    assert client.stream_count > 4
+    assert client.resume_count > 0
+    assert compared > 0
+    client.close()
+    cable.close()
+    traders.channel.close()
+
+
+def test_a_plain_client_survives_engines_and_gateways(processes: Processes) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    processes.start_engine()
+    entry, gateway = processes.start_entry(), processes.start_gateway()
+    traders, cable = Traders(entry, seed), Cable(int(gateway))
+    with channel_to(gateway) as channel:
+        wait_serving(traders.channel, "orders")
+        traders.allot()
+        wait_serving(channel, "marketdata")
+    client = PlainClient(cable.port, PAIR, -1, seed)
+    for victim in "engine", "gateway", "engine":
+        traders.trade(batch_count=6, orders_per_batch=50)
+        epoch = client.epoch
+        processes.kill(victim)
+        if victim == "engine":
+            processes.start_engine()
+            client.wait(lambda one, epoch=epoch: one.epoch > epoch, PATIENCE_S)
+        else:
+            processes.start("gateway", *processes.gateway_arguments(gateway))
+    traders.trade(batch_count=6, orders_per_batch=50)
+    watcher = Watcher(processes)
+    last = watcher.close()
+    client.wait(lambda one: one.levels == last, PATIENCE_S)
+    assert last
+    client.close()
+    cable.close()
+    traders.channel.close()
+
+
+def test_a_crowd_is_refused_beyond_the_limit_and_harms_nobody(processes: Processes) -> None:
+    processes.start_engine()
+    gateway = processes.start_gateway("--subscriber-limit", "40")
+    request = market_data_pb2.StreamDepthRequest(pair=PAIR)
+    with channel_to(gateway) as channel, channel_to(gateway) as crowd_channel:
+        wait_serving(channel, "marketdata")
+        mine: Any = Stub(channel).StreamDepth(request)
+        assert next(mine).HasField("snapshot")
+        crowd = [Stub(crowd_channel).StreamDepth(request) for _ in range(1_000)]
+        admitted, refused = [], 0
+        for call in crowd:
+            try:
+                assert next(call).HasField("snapshot")
+                admitted.append(call)
+            except grpc.RpcError as error:
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                info = refusal_in(error)
+                assert info is not None
+                assert (info.reason, info.metadata["limit"]) == ("SUBSCRIBER_LIMIT", "40")
+                refused += 1
+        assert (len(admitted), refused) == (39, 961)
+        assert next(mine).HasField("heartbeat"), "the one that was there is served on"
+        for call in admitted:
+            call.cancel()
+        # Room is given back when the gateway notices; until then it says so.
+        while True:
+            again: Any = Stub(channel).StreamDepth(request)
+            try:
+                assert next(again).HasField("snapshot")
+            except grpc.RpcError as error:
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                continue
+            break
+        again.cancel()
+        mine.cancel()
