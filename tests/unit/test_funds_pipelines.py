@@ -110,9 +110,9 @@ def test_many_watched_deposits_do_not_delay_a_new_one(
     door.desk.deposits.sweep()
     assert credited(door, 2) == 1
     # All that are watched have their turn: a reorganisation far back is found without a notice.
-    first = door.answer("ListDeposits", owner_id=1).deposits[-1]
+    last = max(door.answer("ListDeposits", owner_id=1).deposits, key=lambda one: one.id)
     chain = door.desk.simulated._chain
-    door.desk.simulated.reorganise(len(chain.blocks), [first.transaction_id])
+    door.desk.simulated.reorganise(len(chain.blocks), [last.transaction_id])
     for _ in range(5):
         door.desk.deposits.sweep()
     assert door.answer("GetFundsStatus").undecided_count == 1
