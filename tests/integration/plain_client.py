@@ -3,6 +3,7 @@
 It knows `docs/market-data.md` and the generated messages, nothing else of the gateway.
 """
 
+import contextlib
 import random
 import socket
 import threading
@@ -60,19 +61,15 @@ class Cable:
 
 
 def _shut(end: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):  # The other side was quicker.
         end.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # The other side was quicker.
     end.close()
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):  # Cut.
         while content := source.recv(65_536):
             target.sendall(content)
-    except OSError:
-        pass  # Cut.
     _shut(source)
     _shut(target)
 
