@@ -20,6 +20,7 @@ import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from exchange.packed import RECORD_DTYPE
+from exchange.service import refusal_in
 from exchange.v1 import (
     enums_pb2,
     market_data_pb2,
@@ -307,3 +308,11 @@ def channel_to(port: str) -> Iterator[grpc.Channel]:
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
         yield channel
+
+
+def refusal(error: grpc.RpcError) -> tuple[grpc.StatusCode, str, str]:
+    """Return status, reason and field of a refused call."""
+    info = refusal_in(error)
+    assert info is not None, error
+    assert info.domain == "holdfast"
+    return error.code(), info.reason, info.metadata["field"]

@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -14,12 +13,9 @@ from typing import Any
 
 import grpc
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from exchange.config import load_instrument
-from exchange.service import refusal_in
-from exchange.v1 import market_data_pb2, market_data_pb2_grpc
+from exchange.v1 import enums_pb2, market_data_pb2, market_data_pb2_grpc
 from mdgateway.book.depth import Snapshot
 from mdgateway.book.reader import BookReader
 from tests.integration.market_data_processes import (
@@ -30,6 +26,7 @@ from tests.integration.market_data_processes import (
     Processes,
     Traders,
     channel_to,
+    refusal,
     wait_serving,
 )
 from tests.unit.market_data_writer import Writer
@@ -94,14 +91,6 @@ def engines_book(processes: Processes) -> Snapshot:
     assert copy is not None
     reader.close()
     return copy
-
-
-def refusal(error: grpc.RpcError) -> tuple[grpc.StatusCode, str, str]:
-    """Return status, reason and field of a refused call."""
-    info = refusal_in(error)
-    assert info is not None, error
-    assert info.domain == "holdfast"
-    return error.code(), info.reason, info.metadata["field"]
 
 
 def test_the_gateway_lives_before_its_engine(processes: Processes) -> None:
@@ -353,6 +342,49 @@ def test_trades_resume_and_a_stream_too_slow_ends_with_its_number(
         )
 
 
+def test_trades_are_listed_page_by_page(processes: Processes, writer: Writer) -> None:
+    port = processes.start_gateway()
+    with channel_to(port) as channel:
+        wait_serving(channel, "marketdata")
+        for price in range(1, 251):
+            writer.trade(1, price, 2)
+        stub = Stub(channel)
+        follow = stub.StreamTrades(
+            market_data_pb2.StreamTradesRequest(pair=PAIR, from_trade_number=250),
+            timeout=PATIENCE_S,
+        )
+        while not next(follow).trades.trades:
+            pass
+        follow.cancel()
+        seen: list[int] = []
+        request = market_data_pb2.ListTradesRequest(pair=PAIR, from_trade_number=1, page_size=60)
+        while page := stub.ListTrades(request).trades:
+            seen += [trade.trade_number for trade in page]
+            request.from_trade_number = page[-1].trade_number + 1
+        assert seen == list(range(1, 251))
+        newest = stub.ListTrades(market_data_pb2.ListTradesRequest(pair=PAIR, page_size=10))
+        assert [trade.trade_number for trade in newest.trades] == list(range(241, 251))
+        numbers = (newest.next_trade_number, newest.oldest_trade_number, newest.newest_trade_number)
+        assert numbers == (251, 1, 250)
+
+
+def test_the_status_says_how_the_engine_is(processes: Processes, writer: Writer) -> None:
+    port = processes.start_gateway()
+    with channel_to(port) as channel:
+        wait_serving(channel, "marketdata")
+        call = Stub(channel).StreamMarketStatus(
+            market_data_pb2.StreamMarketStatusRequest(pair=PAIR), timeout=PATIENCE_S
+        )
+        states = (message.state for message in call if message.HasField("state"))
+        assert next(states).engine_state == enums_pb2.ENGINE_STATE_READY
+        writer.status(enums_pb2.PAIR_STATUS_HALTED)
+        halted = next(states)
+        assert (halted.status, halted.has_book) == (enums_pb2.PAIR_STATUS_HALTED, True)
+        request = market_data_pb2.GetMarketStatusRequest(pair=PAIR)
+        assert Stub(channel).GetMarketStatus(request).state.status == halted.status
+        call.cancel()
+
+
 def test_a_drain_says_goodbye(processes: Processes, writer: Writer) -> None:
     port = processes.start_gateway()
     with channel_to(port) as channel:
@@ -362,6 +394,8 @@ def test_a_drain_says_goodbye(processes: Processes, writer: Writer) -> None:
             stub.StreamDepth(market_data_pb2.StreamDepthRequest(pair=PAIR)),
             stub.StreamTrades(market_data_pb2.StreamTradesRequest(pair=PAIR)),
             stub.StreamTicker(market_data_pb2.StreamTickerRequest(pair=PAIR)),
+            stub.StreamMarketStatus(market_data_pb2.StreamMarketStatusRequest(pair=PAIR)),
+            stub.StreamOrders(market_data_pb2.StreamOrdersRequest(pair=PAIR)),
         ]
         for stream in streams:
             next(stream)
@@ -380,92 +414,3 @@ def test_a_port_is_never_shared(processes: Processes) -> None:
 def test_an_unknown_pair_ends_the_start_with_a_sentence(processes: Processes) -> None:
     with pytest.raises(AssertionError, match=r"ended with 2: mdgateway: pair is 'NO-PAIR'"):
         processes.start("second", "-m", "mdgateway", "--pair", "NO-PAIR", "--port", "0")
-
-
-@pytest.mark.parametrize(
-    ("method", "request_message", "reason", "field"),
-    [
-        ("GetTicker", market_data_pb2.GetTickerRequest(pair="NO-PAIR"), "PAIR_UNKNOWN", "pair"),
-        ("GetDepth", market_data_pb2.GetDepthRequest(), "PAIR_UNKNOWN", "pair"),
-        (
-            "GetDepth",
-            market_data_pb2.GetDepthRequest(pair=PAIR, level_count=1_001),
-            "LEVEL_COUNT_OUT_OF_RANGE",
-            "level_count",
-        ),
-        (
-            "StreamDepth",
-            market_data_pb2.StreamDepthRequest(pair=PAIR, level_count=-2),
-            "LEVEL_COUNT_OUT_OF_RANGE",
-            "level_count",
-        ),
-        (
-            "StreamDepth",
-            market_data_pb2.StreamDepthRequest(pair=PAIR, interval_ms=-5),
-            "INTERVAL_OUT_OF_RANGE",
-            "interval_ms",
-        ),
-        (
-            "StreamTrades",
-            market_data_pb2.StreamTradesRequest(pair=PAIR, from_trade_number=-1),
-            "TRADE_NUMBER_OUT_OF_RANGE",
-            "from_trade_number",
-        ),
-        (
-            "StreamTicker",
-            market_data_pb2.StreamTickerRequest(pair="X" * 1_000),
-            "PAIR_UNKNOWN",
-            "pair",
-        ),
-    ],
-)
-def test_a_wrong_request_is_refused_by_field(
-    shared_port: str, method: str, request_message: object, reason: str, field: str
-) -> None:
-
-    def call() -> None:
-        answer = getattr(Stub(channel), method)(request_message, timeout=PATIENCE_S)
-        if method.startswith("Stream"):
-            list(answer)
-
-    with channel_to(shared_port) as channel, pytest.raises(grpc.RpcError) as caught:
-        call()
-    assert refusal(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, reason, field)
-
-
-@pytest.fixture(scope="module")
-def shared_port() -> Iterator[str]:
-    """One gateway without an engine for all tests of what is refused at the door."""
-    folder = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))
-    processes = Processes(folder)
-    yield processes.start_gateway()
-    processes.close()
-    shutil.rmtree(folder)
-
-
-@settings(max_examples=200)
-@given(
-    method=st.sampled_from(["GetTicker", "GetDepth", "StreamDepth", "StreamTrades", "Nothing"]),
-    content=st.binary(max_size=200),
-)
-def test_arbitrary_bytes_never_break_it(shared_port: str, method: str, content: bytes) -> None:
-    with channel_to(shared_port) as channel:
-        call: Any = channel.unary_stream(f"/exchange.v1.MarketDataService/{method}")
-        answers = call(content, timeout=PATIENCE_S)
-        status = grpc.StatusCode.OK
-        try:
-            next(answers)
-        except grpc.RpcError as error:
-            status = error.code()
-        answers.cancel()
-        assert status in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED}
-        wait_serving(channel, "alive")
-
-
-def test_bytes_that_are_no_http_do_not_break_it(shared_port: str) -> None:
-    with socket.create_connection(("127.0.0.1", int(shared_port)), PATIENCE_S) as raw:
-        raw.sendall(os.urandom(4_096))
-        while raw.recv(4_096):
-            pass
-    with channel_to(shared_port) as channel:
-        wait_serving(channel, "alive")
