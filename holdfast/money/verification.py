@@ -19,6 +19,7 @@ from holdfast.money.answers import Settlement
 from holdfast.money.books import BooksCalls
 from holdfast.money.funds import FundsCalls
 from holdfast.money.liabilities import LiabilityProof
+from holdfast.money.movements import FundsStatus
 from holdfast.retry import Attempts, Retry
 
 RUNNING: Final = "running"
@@ -66,7 +67,7 @@ class Verifying(BooksCalls, FundsCalls):
         for finding in await self._books_findings():
             yield finding
         yield await self._trial_finding()
-        for finding in await self._custody_findings():
+        for finding in await self._custody_findings(patience):
             yield finding
         for settlement in await self.settlements():
             yield await self._pair_finding(settlement, patience)
@@ -146,8 +147,12 @@ class Verifying(BooksCalls, FundsCalls):
         assets = ", ".join(sorted(trial.sums())) or "no asset yet"
         return Finding("trial balance", True, f"all postings sum to zero in {assets}")
 
-    async def _custody_findings(self) -> Iterable[Finding]:
-        status = await self.funds_status()
+    async def _custody_findings(self, patience: Retry) -> Iterable[Finding]:
+        status, attempts = await self.funds_status(), Attempts(patience)
+        # A ledger that was just started has not asked its custodian yet.
+        while not _asked(status) and not attempts.spent():
+            await attempts.pause()
+            status = await self.funds_status()
         findings = [
             Finding("custody", False, f"unexplained payout: {sentence}")
             for sentence in status.unexplained_payouts
@@ -184,6 +189,11 @@ class Verifying(BooksCalls, FundsCalls):
                 why = _missing(settled, digest)
                 return Finding(pair, False, f"not proved at sequence {digest.sequence:,}: {why}")
             await attempts.pause()
+
+
+def _asked(status: FundsStatus) -> bool:
+    """Say whether the custodian answered, or there is none that could."""
+    return status.custodian_reachable or NO_CUSTODIAN in status.waiting_for
 
 
 def _compared(settled: Settlement, digest: Digest) -> bool:

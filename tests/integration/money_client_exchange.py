@@ -2,15 +2,19 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from holdfast import MoneyClient, Retry
+from ledgerd.custody.adapter import Payout
+from ledgerd.custody.simulated_chain import CALM, SimulatedCustody
+from ledgerd.funds.desk import CHAIN_FILE, CHAIN_SEED
 from tests.integration.risk_processes import Exchange, Service
 
 ALICE, BOB, CAROL, DAVE = 1, 2, 3, 4
@@ -52,11 +56,21 @@ class MoneyExchange(Exchange):
         self.riskd.start()
         await_serving(self.riskd, "exchange.v1.RiskService")
 
-    def restart_ledgerd(self) -> None:
+    def restart_ledgerd(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Stop the books in good order and start them again."""
         self.ledgerd.stop()
+        meanwhile()
         self.ledgerd.start()
         await_serving(self.ledgerd, "ledger")
+
+    def close_the_way_in(self) -> None:
+        """Have no custodian, from ledgerd's next start on."""
+        self.ledgerd.arguments = self._bare
+
+    def pay_behind_the_books(self) -> None:
+        """Let the custodian pay out what the books know nothing of."""
+        chain = SimulatedCustody(self.run / CHAIN_FILE, CHAIN_SEED, ["BTC"], CALM)
+        chain.broadcast(Payout(uuid4(), "BTC", OUTSIDE, 1))
 
     def allow_fresh_addresses(self, waiting: str) -> None:
         """Let listed addresses wait so long, from ledgerd's next start on."""

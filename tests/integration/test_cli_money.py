@@ -26,6 +26,8 @@ from tests.integration.risk_processes import BTC, ETH, UNIT
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
+LOOKS = 10_000
+"""Bounds a hang; nothing is measured against it."""
 SOMEBODY = "00000000-0000-0000-0000-000000000001"
 
 
@@ -388,6 +390,27 @@ def test_the_command_itself_ends_with_its_status(whole: MoneyExchange) -> None:
     assert status("statement") == 2
 
 
+def test_without_a_custodian_nothing_comes_in(whole: MoneyExchange, holdfast: Holdfast) -> None:
+    whole.close_the_way_in()
+    whole.restart_ledgerd()
+    whole.allow_fresh_addresses("24h")  # From the next start on.
+    assert "started without a custodian" in refused(holdfast("deposit BTC"))
+    lines = done(holdfast(f"verify {pairs_of(whole)}")).splitlines()
+    assert "custody: there is no custodian to be compared with" in lines
+
+
+def test_a_payout_behind_the_books_is_found(whole: MoneyExchange, holdfast: Holdfast) -> None:
+    whole.restart_ledgerd(meanwhile=whole.pay_behind_the_books)
+    with whole.client(ALICE) as money:
+        looks = (money.funds_status() for _ in range(LOOKS))
+        assert any(status.unexplained_payouts for status in looks)
+    found = holdfast(f"verify {pairs_of(whole)}")
+    assert found.status == 1
+    wrong = [line for line in found.out.splitlines() if "NOT SOUND: " in line]
+    assert len(wrong) == 1
+    assert wrong[0].startswith("custody: NOT SOUND: unexplained payout: the custodian has payout")
+
+
 def test_changed_books_are_not_sound(whole: MoneyExchange, holdfast: Holdfast) -> None:
     """Last of all: somebody with the database's password gives away a coin."""
     url = whole.postgres.url(SUPERUSER)
@@ -399,9 +422,15 @@ def test_changed_books_are_not_sound(whole: MoneyExchange, holdfast: Holdfast) -
             " (SELECT id FROM accounts WHERE owner_id = 2 AND purpose = 1)"
         )
         assert changed.rowcount == 1
+        changed = connection.exec_driver_sql(
+            "UPDATE postings SET amount = amount + 1 WHERE version = 1 AND account_id ="
+            " (SELECT id FROM accounts WHERE owner_id = 2 AND purpose = 1)"
+        )
+        assert changed.rowcount == 1
     thief.dispose()
     found = holdfast(f"verify {pairs_of(whole)}")
     assert found.status == 1
     assert re.search(r"^books: NOT SOUND: the balance of account \d+", found.out, re.MULTILINE)
+    assert "trial balance: NOT SOUND: the books do not sum to zero: 0.00000001 BTC" in found.out
     assert found.out.splitlines()[-1] == "NOT SOUND"
     assert holdfast(f"verify --json {pairs_of(whole)}").json["sound"] is False
