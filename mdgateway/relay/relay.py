@@ -272,6 +272,7 @@ class Relay(Publication):
 
     def _take_state(self, state: market_data_pb2.PairState) -> None:
         self._status, self._upstream_state = state.status, state.engine_state
+        self.time_ns = max(self.time_ns, state.time_ns)
         if self.state is FeedState.LIVE:
             self._set_engine_state(state.engine_state)
         if state.epoch > self.epoch > 0 and state.trade_count < self.trade_log.newest:

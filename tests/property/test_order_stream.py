@@ -18,6 +18,7 @@ from engine.state_machine import Engine
 from engine.vault_layout import vault_layout
 from exchange import book_layout as layout
 from exchange.book_layout import book_layout, segment_name
+from exchange.enums import CommandKind, Side
 from exchange.instrument import Instrument
 from exchange.ownership import Owned
 from exchange.records import ORDER_SLOT_BITS
@@ -27,8 +28,10 @@ from mdgateway.feed.order_log import SNAPSHOT_LIFE_NS
 from mdgateway.feed.protobuf import ProtobufEncoder
 from mdgateway.feed.publisher import Publisher
 from mdgateway.feed.subscriptions import Lagging, OrderSubscription
+from tests.golden.notation import small_instrument
 from tests.property.drawing import Stream, effort, streams
-from tests.reference.drivers import Twin
+from tests.property.test_order_events import allotment, change, order
+from tests.reference.drivers import TIME_NS, Twin
 
 Key = tuple[int, int]
 """Side and price."""
@@ -126,10 +129,10 @@ class Client:
         if part.part == 0:
             self.snapshot_count += 1
             self.orders, self.queues, self.unknown = {}, {}, {}
-        for order in part.orders:
-            key = (order.side, order.price_ticks)
-            self.orders[order.order_number] = key
-            self.queues.setdefault(key, {})[order.order_number] = order.quantity_lots
+        for one in part.orders:
+            key = (one.side, one.price_ticks)
+            self.orders[one.order_number] = key
+            self.queues.setdefault(key, {})[one.order_number] = one.quantity_lots
         for rest in part.unknown:
             self.unknown[rest.side, rest.price_ticks] = [rest.quantity_lots, rest.order_count]
         self.epoch, self.position, self.whole = part.epoch, part.position, part.is_last
@@ -218,3 +221,26 @@ def test_a_client_from_the_start_is_told_everything_once(stream: Stream) -> None
         assert client.snapshot_count == 1
         for one in client, newcomer(venue):
             assert not any(rest[1] for rest in one.unknown.values())
+
+
+def test_a_lapped_gateway_forgets_its_orders_and_begins_anew() -> None:
+    with venue_of(small_instrument(event_capacity=64)) as venue:
+        for number, (account, asset) in enumerate(((1, 1), (1, 2), (2, 1), (2, 2)), 1):
+            venue.apply(allotment(number, account, asset), TIME_NS)
+        for number in (1, 2):
+            venue.apply(order(1, number, Side.BUY, 5, 100), TIME_NS)
+        venue.step()
+        client = Client(venue)
+        client.read()
+        assert client.queues == {(1, 100): {1: 5, 2: 5}}
+        # The first order leaves and nobody hears of it.
+        venue.apply(change(CommandKind.CANCEL_ORDER, 1), TIME_NS)
+        for number in range(3, 83, 2):
+            venue.apply(order(1, number, Side.BUY, 1, 90), TIME_NS)
+            venue.apply(change(CommandKind.CANCEL_ORDER, number), TIME_NS)
+        venue.step()
+        client.read()
+        client.compare(venue.queues())
+        assert client.snapshot_count == 2
+        assert client.unknown == {(1, 100): [5, 1]}
+        assert client.orders == {}
