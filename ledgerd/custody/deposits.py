@@ -15,7 +15,7 @@ A reversed deposit freezes its owner's withdrawals until the chain has it again 
 decided. It is told with CRITICAL and as an alarm in the journal.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 from uuid import UUID, uuid5
@@ -123,22 +123,42 @@ class Deposits:
         """
         if self._ahead < 0:
             self._ahead = self._books.read(self._cursor)
-        for number, payment in list(self._again.items()):
-            if self._looked(payment):
-                del self._again[number]
-        room = RETRY_LIMIT - len(self._again)
+        waiting = list(self._again.items())
+        room = RETRY_LIMIT - len(waiting)
         notices = self._custody.notices(self._ahead, min(NOTICE_BATCH, room)) if room > 0 else ()
+        # A payment is announced with every block; its last notice stands for those before.
         numbers = {(one.transaction_id, one.output_index): one.number for one in notices}
-        self._again |= {
-            number: payment for payment, number in numbers.items() if not self._looked(payment)
+        waiting += [(number, payment) for payment, number in numbers.items()]
+        known = self._known([self._id(payment) for _, payment in waiting])
+        self._again = {
+            number: payment for number, payment in waiting if not self._looked(payment, known)
         }
         self._ahead = max((one.number + 1 for one in notices), default=self._ahead)
         self._keep(min(self._again, default=self._ahead))
         return len(notices)
 
-    def _looked(self, payment: tuple[str, int]) -> bool:
-        made = deposit_id(self._custodian, *payment)
-        self.notices.each([payment], lambda _: made, lambda one: self.look(*one) is not None)
+    def _id(self, payment: tuple[str, int]) -> UUID:
+        return deposit_id(self._custodian, *payment)
+
+    def _known(self, made: list[UUID]) -> dict[UUID, Deposit]:
+        query = f"SELECT {DEPOSIT_COLUMNS} FROM deposits WHERE id = ANY(%s)"
+
+        def work(connection: Connection) -> dict[UUID, Deposit]:
+            return {row[0]: deposit_of(row) for row in connection.execute(query, (made,))}
+
+        return self._books.read(work) if made else {}
+
+    def _looked(self, payment: tuple[str, int], known: Mapping[UUID, Deposit]) -> bool:
+        """Look at an announced payment; say whether that succeeded."""
+        made = self._id(payment)
+
+        def look(_: UUID) -> bool:
+            deposit = known.get(made)
+            if deposit is not None:
+                return self._moved(deposit)
+            return self.look(*payment) is not None
+
+        self.notices.each([made], lambda _: made, look)
         return made not in self.notices.troubles
 
     def _cursor(self, connection: Connection) -> int:

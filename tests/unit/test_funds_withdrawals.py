@@ -273,4 +273,14 @@ def test_a_move_is_refused_with_its_reason(
 ) -> None:
     good = {"id": untouched.new_id(), "owner_id": 1, "asset": "BTC", "amount": "1"}
     given = good | {"actor": "alice", "source": FUNDING, "target": TRADING} | other
+    before = accounts(untouched)
     assert untouched.refused("MoveFunds", **given) == (INVALID, reason)
+    assert accounts(untouched) == before
+
+
+def accounts(door: FundsDoor) -> int:
+    """Return how many accounts are open."""
+    with door.books.engine.connect() as connection:
+        row = connection.exec_driver_sql("SELECT count(*) FROM accounts").fetchone()
+    assert row is not None
+    return int(row[0])
