@@ -7,7 +7,8 @@
     with Client("BTC-USDT", account=1) as client:
         report = client.submit(Side.BUY, price="64000.10", quantity="0.01")
 
-Both come in two forms: blocking, and for asyncio (`AsyncClient`, `AsyncMoneyClient`).
+For those who only look on there is `MarketData`. All come in two forms: blocking, and for asyncio
+(`AsyncClient`, `AsyncMoneyClient`, `AsyncMarketData`).
 
 It speaks to the exchange over gRPC only and imports nothing of its services.
 """
@@ -39,6 +40,8 @@ from holdfast.errors import (
     Unavailable,
     accepted,
 )
+from holdfast.market.blocking import MarketData
+from holdfast.market.client import AsyncMarketData
 from holdfast.money.answers import LimitChange, PairSequence
 from holdfast.money.blocking import MoneyClient
 from holdfast.money.client import AsyncMoneyClient
@@ -49,6 +52,7 @@ from holdfast.retry import Retry
 __all__ = [
     "Asset",
     "AsyncClient",
+    "AsyncMarketData",
     "AsyncMoneyClient",
     "Book",
     "CallFailed",
@@ -61,6 +65,7 @@ __all__ = [
     "Level",
     "LiabilityProof",
     "LimitChange",
+    "MarketData",
     "MoneyClient",
     "NotFound",
     "OrderRejected",

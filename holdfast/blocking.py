@@ -16,7 +16,8 @@ from exchange.enums import Asset, Side
 from exchange.v1 import execution_pb2, market_data_pb2, order_entry_pb2, pair_admin_pb2
 from holdfast import packed
 from holdfast.book import Book
-from holdfast.client import MARKET_DATA_TARGET, ORDERS_TARGET, AsyncClient
+from holdfast.client import ORDERS_TARGET, AsyncClient
+from holdfast.market.client import MARKET_DATA_TARGET
 from holdfast.retry import Retry
 from holdfast.streams import AsyncBatches, AsyncSession
 

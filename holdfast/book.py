@@ -1,18 +1,18 @@
 """A subscriber's own book, kept from the messages of a depth stream.
 
 Invariants: after every message that `apply` took, the book is the exchange's as of the end of the
-command `sequence`; an update that does not follow what is here is never applied but raises `Gap`,
-after which only a snapshot helps. No I/O, no clock.
+command `sequence`, proved by its checksum; an update that does not follow what is here is never
+applied but raises `Gap`, after which it is to be forgotten. No I/O, no clock.
 """
 
-from bisect import insort
 from typing import NamedTuple
 
 from exchange.v1 import market_data_pb2
+from holdfast.market.levels import ASKS, BIDS, CHECKED_LEVELS, Levels, checksum
 
 
 class Gap(Exception):
-    """An update does not follow the book's own sequence: something was missed."""
+    """What came does not follow the book, or does not lead to the book the exchange has."""
 
 
 class Level(NamedTuple):
@@ -34,9 +34,18 @@ class Book:
         self.time_ns = 0
         self.live = False
         """False until the first snapshot, and while the exchange says that data stand still."""
-        self._levels: tuple[dict[int, Level], dict[int, Level]] = ({}, {})
-        # Keys in ascending order, the best last: prices of bids, negative prices of asks.
-        self._keys: tuple[list[int], list[int]] = ([], [])
+        self._levels = Levels[Level]()
+        self._engine_down = False
+
+    def stall(self) -> None:
+        """Say that the connection is lost: nothing is known of the present until more comes."""
+        self.live = self._engine_down = False
+
+    def forget(self) -> None:
+        """Hold nothing any more, until a snapshot comes."""
+        self._levels.clear()
+        self.epoch = self.sequence = 0
+        self.stall()
 
     def apply(self, message: market_data_pb2.StreamDepthResponse) -> bool:
         """Take one message; say whether the book may have changed. Raises Gap."""
@@ -50,28 +59,33 @@ class Book:
             restarted = market_data_pb2.NOTICE_KIND_ENGINE_RESTARTED
             if message.notice.kind in (down, restarted):
                 self.live = False
+                self._engine_down = message.notice.kind == down
+        elif kind == "heartbeat":
+            # Silence, and nothing missed: the book a returning subscriber held is the present one.
+            return self._revive(message.heartbeat.position)
         return kind in ("snapshot", "update", "notice")
 
     def bids(self, count: int = 20) -> list[Level]:
         """Return the best bids, best first."""
-        return self._best(0, count)
+        return self._levels.best(BIDS, count)
 
     def asks(self, count: int = 20) -> list[Level]:
         """Return the best asks, best first."""
-        return self._best(1, count)
+        return self._levels.best(ASKS, count)
 
-    def _best(self, index: int, count: int) -> list[Level]:
-        levels, keys = self._levels[index], self._keys[index]
-        return [levels[key] for key in keys[: -count - 1 : -1]] if count > 0 else []
+    def checksum(self) -> int:
+        """Return the checksum of what is here, as the exchange computes it."""
+        sides = (
+            [(level.price_ticks, level.quantity_lots) for level in side]
+            for side in (self.bids(CHECKED_LEVELS), self.asks(CHECKED_LEVELS))
+        )
+        return checksum(*sides)
 
     def _start(self, depth: market_data_pb2.Depth) -> None:
-        for index, found in enumerate((depth.bids, depth.asks)):
-            self._levels[index].clear()
-            self._keys[index].clear()
-            for level in found:
-                self._set(index, level)
+        self._levels.clear()
+        self._put(depth)
         self.epoch, self.sequence, self.time_ns = depth.epoch, depth.sequence, depth.time_ns
-        self.live = True
+        self._prove(depth.checksum)
 
     def _update(self, update: market_data_pb2.DepthUpdate) -> None:
         if update.epoch != self.epoch or update.previous_sequence != self.sequence:
@@ -79,20 +93,27 @@ class Book:
                 f"an update follows sequence {update.previous_sequence} of epoch {update.epoch};"
                 f" the book is at {self.sequence} of epoch {self.epoch}"
             )
-        for index, found in enumerate((update.bids, update.asks)):
-            for level in found:
-                self._set(index, level)
-        self.sequence, self.time_ns, self.live = update.sequence, update.time_ns, True
+        self._put(update)
+        self.sequence, self.time_ns = update.sequence, update.time_ns
+        self._prove(update.checksum)
 
-    def _set(self, index: int, level: market_data_pb2.Level) -> None:
-        key = level.price_ticks if index == 0 else -level.price_ticks
-        levels, keys = self._levels[index], self._keys[index]
-        if level.quantity_lots == 0:
-            if levels.pop(key, None) is not None:
-                keys.remove(key)
-            return
-        if key not in levels:
-            insort(keys, key)
-        levels[key] = Level(
-            level.price_ticks, level.quantity_lots, level.order_count, level.price, level.quantity
-        )
+    def _prove(self, expected: int) -> None:
+        found = self.checksum()
+        if found != expected:
+            raise Gap(f"the checksum at {self.sequence} is {found}; it must be {expected}")
+        self.live, self._engine_down = True, False
+
+    def _revive(self, position: int) -> bool:
+        revived = not self.live and not self._engine_down and position == self.sequence > 0
+        self.live = self.live or revived
+        return revived
+
+    def _put(self, content: market_data_pb2.Depth | market_data_pb2.DepthUpdate) -> None:
+        for side, levels in ((BIDS, content.bids), (ASKS, content.asks)):
+            for level in levels:
+                if level.quantity_lots == 0:
+                    self._levels.remove(side, level.price_ticks)
+                    continue
+                lots, orders = level.quantity_lots, level.order_count
+                entry = Level(level.price_ticks, lots, orders, level.price, level.quantity)
+                self._levels.set(side, level.price_ticks, entry)

@@ -8,12 +8,10 @@ stopped. Answers are the messages of the contract; errors are those of `holdfast
 `holdfast.blocking.Client` is the same for programs without asyncio.
 """
 
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-import grpc
 from grpc import aio
 
 from exchange.enums import Asset, Side
@@ -22,32 +20,21 @@ from exchange.v1 import (
     execution_feed_pb2_grpc,
     execution_pb2,
     market_data_pb2,
-    market_data_pb2_grpc,
     order_entry_pb2,
     order_entry_pb2_grpc,
     pair_admin_pb2,
     pair_admin_pb2_grpc,
 )
 from holdfast import requests
-from holdfast.book import Book, Gap
-from holdfast.errors import CallFailed, TryAgain, Unavailable, of_rpc_error
+from holdfast.book import Book
+from holdfast.calls import CHANNEL_OPTIONS, Metadata, made, until_lost
+from holdfast.market.client import MARKET_DATA_TARGET, AsyncMarketData
 from holdfast.retry import Attempts, Retry
-from holdfast.streams import AsyncBatches, AsyncSession, Metadata
+from holdfast.streams import AsyncBatches, AsyncSession
 
 ORDERS_TARGET: Final = "127.0.0.1:8850"
-MARKET_DATA_TARGET: Final = "127.0.0.1:8851"
 
 Message = TypeVar("Message")
-
-_CHANNEL_OPTIONS: Final = (
-    # Each client has connections of its own: the kernel spreads them over the server's processes.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.max_receive_message_length", 16 << 20),
-    ("grpc.enable_http_proxy", 0),
-)
 
 
 class AsyncClient:
@@ -71,12 +58,11 @@ class AsyncClient:
         self.retry = (retry or Retry()).validate()
         self.next_client_order_id = requests.ClientOrderIds()
         self._metadata: Metadata = ((requests.ACCOUNT_KEY, str(account)),)
-        self._orders_channel = aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
-        self._market_channel = aio.insecure_channel(market_data, options=_CHANNEL_OPTIONS)
+        self._orders_channel = aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._orders = order_entry_pb2_grpc.OrderEntryServiceStub(self._orders_channel)
         self._feed = execution_feed_pb2_grpc.ExecutionFeedServiceStub(self._orders_channel)
         self._admin = pair_admin_pb2_grpc.PairAdminServiceStub(self._orders_channel)
-        self._market = market_data_pb2_grpc.MarketDataServiceStub(self._market_channel)
+        self.market = AsyncMarketData(market_data, retry=retry)
 
     async def __aenter__(self) -> Self:
         return self
@@ -92,21 +78,12 @@ class AsyncClient:
     async def close(self) -> None:
         """End all calls and connections."""
         await self._orders_channel.close()
-        await self._market_channel.close()
+        await self.market.close()
 
     async def _call(
         self, method: Callable[..., Awaitable[Message]], request: Any, retry: Retry | None = None
     ) -> Message:
-        """Make a call, again while the trouble may pass. Raises CallFailed."""
-        attempts = Attempts(retry or self.retry)
-        while True:
-            try:
-                return await method(request, metadata=self._metadata, timeout=attempts.attempt_s())
-            except grpc.RpcError as error:
-                failed = of_rpc_error(error)
-            if not isinstance(failed, TryAgain) or attempts.spent():
-                raise failed
-            await attempts.pause()
+        return await made(method, request, retry or self.retry, self._metadata)
 
     # Orders.
 
@@ -197,7 +174,7 @@ class AsyncClient:
                 pair=self.pair, from_number=number
             )
             stream = self._orders.StreamExecutions(request_from, metadata=self._metadata)
-            async for answer in _until_lost(stream, attempts):
+            async for answer in until_lost(stream, attempts):
                 for execution in answer.executions:
                     yield execution
                 number = answer.next_number
@@ -206,61 +183,29 @@ class AsyncClient:
 
     async def instruments(self) -> list[market_data_pb2.Instrument]:
         """Return all instruments that the gateway shows."""
-        request = market_data_pb2.ListInstrumentsRequest()
-        return list((await self._call(self._market.ListInstruments, request)).instruments)
+        return await self.market.instruments()
 
     async def ticker(self, retry: Retry | None = None) -> market_data_pb2.Ticker:
         """Return best prices, last trade and figures of the day."""
-        request = market_data_pb2.GetTickerRequest(pair=self.pair)
-        return (await self._call(self._market.GetTicker, request, retry)).ticker
+        return await self.market.get_ticker(self.pair, retry)
 
     async def depth(self, level_count: int = 20) -> market_data_pb2.Depth:
         """Return the best levels of both sides."""
-        request = market_data_pb2.GetDepthRequest(pair=self.pair, level_count=level_count)
-        return (await self._call(self._market.GetDepth, request)).depth
+        return await self.market.get_depth(self.pair, level_count)
 
-    async def watch_book(self, level_count: int = 20, interval_ms: int = 0) -> AsyncIterator[Book]:
-        """Yield one book, kept up to date, each time it may have changed.
+    def watch_book(self, level_count: int = 20, interval_ms: int = 0) -> AsyncGenerator[Book, None]:
+        """Yield one book, kept up to date, each time it may have changed."""
+        return self.market.depth(self.pair, level_count, interval_ms)
 
-        It is the same object each time; `book.live` is False while data stand still. A gap or a
-        lost connection leads to a new snapshot, never to a wrong book.
-        """
-        book = Book()
-        request = market_data_pb2.StreamDepthRequest(
-            pair=self.pair, level_count=level_count, interval_ms=interval_ms
-        )
-        attempts = Attempts(self.retry)
-        while True:
-            stream = self._market.StreamDepth(request)
-            with contextlib.suppress(Gap):
-                async for answer in _until_lost(stream, attempts):
-                    if book.apply(answer):
-                        yield book
-            stream.cancel()
-            book.live = False
-            yield book
-
-    async def watch_trades(
+    def watch_trades(
         self, from_trade_number: int = 0
-    ) -> AsyncIterator[market_data_pb2.Trade]:
+    ) -> AsyncGenerator[market_data_pb2.Trade, None]:
         """Yield trades from a number on as far as the gateway has them; 0: from now on."""
-        number = from_trade_number
-        attempts = Attempts(self.retry)
-        while True:
-            request = market_data_pb2.StreamTradesRequest(pair=self.pair, from_trade_number=number)
-            async for answer in _until_lost(self._market.StreamTrades(request), attempts):
-                for trade in answer.trades.trades:
-                    yield trade
-                    number = trade.trade_number + 1
+        return self.market.trades(self.pair, from_trade_number)
 
-    async def watch_ticker(self, interval_ms: int = 0) -> AsyncIterator[market_data_pb2.Ticker]:
+    def watch_ticker(self, interval_ms: int = 0) -> AsyncGenerator[market_data_pb2.Ticker, None]:
         """Yield the ticker each time it changed."""
-        request = market_data_pb2.StreamTickerRequest(pair=self.pair, interval_ms=interval_ms)
-        attempts = Attempts(self.retry)
-        while True:
-            async for answer in _until_lost(self._market.StreamTicker(request), attempts):
-                if answer.WhichOneof("event") == "ticker":
-                    yield answer.ticker
+        return self.market.ticker(self.pair, interval_ms)
 
     # What operators and the exchange's own services do.
 
@@ -293,29 +238,7 @@ class AsyncClient:
             request = execution_feed_pb2.FollowExecutionsRequest(
                 pair=self.pair, from_number=number, record_version=1
             )
-            async for answer in _until_lost(self._feed.FollowExecutions(request), attempts):
+            async for answer in until_lost(self._feed.FollowExecutions(request), attempts):
                 if answer.records:
                     number = answer.first_number + len(answer.records) // 128
                 yield answer
-
-
-async def _until_lost(stream: Any, attempts: Attempts) -> AsyncIterator[Any]:
-    """Yield a stream's messages until it says goodbye or the connection is lost, then pause.
-
-    Raises CallFailed if trying again is of no use, or was for too long.
-    """
-    failed: CallFailed
-    try:
-        async for message in stream:
-            attempts.begin()
-            if message.HasField("goodbye"):
-                break
-            yield message
-        failed = Unavailable(14, "the server ended the stream", "STREAM_LOST")
-    except grpc.RpcError as error:
-        failed = of_rpc_error(error)
-    finally:
-        stream.cancel()
-    if not isinstance(failed, TryAgain) or attempts.spent():
-        raise failed
-    await attempts.pause()

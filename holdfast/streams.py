@@ -20,10 +20,9 @@ import grpc
 from exchange.enums import Side
 from exchange.v1 import execution_pb2, order_entry_pb2
 from holdfast import packed, requests
+from holdfast.calls import Metadata
 from holdfast.errors import CallFailed, TryAgain, Unavailable, of_refusal, of_rpc_error
 from holdfast.retry import Attempts, Retry
-
-Metadata = tuple[tuple[str, str], ...]
 
 _UNAVAILABLE: Final = 14
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 from exchange.enums import ExecutionKind, Side, TimeInForce
 from exchange.v1 import enums_pb2, execution_pb2
 from holdfast.blocking import Client
-from holdfast.client import MARKET_DATA_TARGET
 from holdfast.errors import OrderRejected, accepted
+from holdfast.market.client import MARKET_DATA_TARGET
 from holdfast.running.plan import usual_target
 
 _FORCES: Final = {

@@ -19,10 +19,11 @@ from exchange.enums import ExecutionKind, OrderType, Reason, SelfTradePrevention
 from exchange.records import COMMAND_WORDS
 from exchange.refusal import Code, Refusal
 from exchange.service import STATUS_DETAILS, status_of
-from exchange.v1 import execution_pb2, market_data_pb2
+from exchange.v1 import execution_pb2, market_data_pb2, stream_pb2
 from holdfast import errors, packed, requests
 from holdfast.book import Book, Gap, Level
 from holdfast.errors import accepted, of_refusal, of_rpc_error
+from holdfast.market.levels import checksum
 from holdfast.retry import Attempts, Retry
 
 # Books.
@@ -42,17 +43,26 @@ def snapshot(bids: Side_, asks: Side_, sequence: int, epoch: int = 1) -> Any:
         sequence=sequence,
         bids=[level(price, bids[price]) for price in sorted(bids, reverse=True)],
         asks=[level(price, asks[price]) for price in sorted(asks)],
+        checksum=checksum(*sides(bids, asks)),
     )
     return market_data_pb2.StreamDepthResponse(snapshot=depth)
 
 
-def update(bids: Side_, asks: Side_, previous: int, sequence: int, epoch: int = 1) -> Any:
+def sides(bids: Side_, asks: Side_) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return both sides, best first."""
+    return sorted(bids.items(), reverse=True), sorted(asks.items())
+
+
+def update(
+    bids: Side_, asks: Side_, previous: int, sequence: int, epoch: int = 1, proof: int = 0
+) -> Any:
     found = market_data_pb2.DepthUpdate(
         epoch=epoch,
         previous_sequence=previous,
         sequence=sequence,
         bids=[level(price, lots) for price, lots in bids.items()],
         asks=[level(price, lots) for price, lots in asks.items()],
+        checksum=proof,
     )
     return market_data_pb2.StreamDepthResponse(update=found)
 
@@ -73,11 +83,12 @@ def test_a_book_is_what_the_messages_say(
     book.apply(snapshot(bids, asks, 10))
     truth = dict(bids), dict(asks)
     for sequence, change in enumerate(changes, start=10):
-        assert book.apply(update(*change, sequence, sequence + 1))
         for side, changed in zip(truth, change, strict=True):
             side.update(changed)
             for price in [price for price, lots in side.items() if lots == 0]:
                 del side[price]
+        proof = checksum(*sides(*truth))
+        assert book.apply(update(*change, sequence, sequence + 1, proof=proof))
     assert [(one.price_ticks, one.quantity_lots) for one in book.bids(99)] == sorted(
         truth[0].items(), reverse=True
     )
@@ -97,6 +108,32 @@ def test_an_update_that_does_not_follow_changes_nothing(previous: int, epoch: in
         book.apply(update({5: 7}, {}, previous, 20, epoch))
     assert book.bids() == [Level(5, 1, 1, "5", "1")]
     assert book.sequence == 10
+
+
+def test_a_book_that_is_not_the_exchanges_is_not_gone_on_with() -> None:
+    book = Book()
+    book.apply(snapshot({5: 1}, {6: 1}, 10))
+    with pytest.raises(Gap, match="the checksum at 20 is"):
+        book.apply(update({5: 7}, {}, 10, 20, proof=checksum([(5, 8)], [(6, 1)])))
+    book.forget()
+    assert (book.live, book.epoch, book.sequence, book.bids()) == (False, 0, 0, [])
+
+
+def test_a_heartbeat_revives_a_book_that_missed_nothing() -> None:
+    def heartbeat(position: int) -> Any:
+        beat = stream_pb2.Heartbeat(position=position)
+        return market_data_pb2.StreamDepthResponse(heartbeat=beat)
+
+    book = Book()
+    book.apply(snapshot({5: 1}, {6: 1}, 10))
+    book.stall()
+    assert not book.apply(heartbeat(11))
+    assert not book.live
+    assert book.apply(heartbeat(10))
+    assert book.live
+    book.apply(notice(market_data_pb2.NOTICE_KIND_ENGINE_DOWN))
+    assert not book.apply(heartbeat(10))
+    assert not book.live
 
 
 def test_a_book_stands_still_while_the_engine_is_down() -> None:

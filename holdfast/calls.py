@@ -1,0 +1,59 @@
+"""Calls and streams that heal: again while nobody answers, within one patience."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import grpc
+
+from holdfast.errors import CallFailed, TryAgain, Unavailable, of_rpc_error
+from holdfast.retry import Attempts, Retry
+
+CHANNEL_OPTIONS: Final = (
+    # Each client has connections of its own: the kernel spreads them over the server's processes.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.enable_http_proxy", 0),
+)
+
+Message = TypeVar("Message")
+Metadata = tuple[tuple[str, str], ...]
+
+
+async def made(
+    method: Callable[..., Awaitable[Message]], request: Any, retry: Retry, metadata: Metadata = ()
+) -> Message:
+    """Make a call, again while the trouble may pass. Raises CallFailed."""
+    attempts = Attempts(retry)
+    while True:
+        try:
+            return await method(request, metadata=metadata, timeout=attempts.attempt_s())
+        except grpc.RpcError as error:
+            failed = of_rpc_error(error)
+        if not isinstance(failed, TryAgain) or attempts.spent():
+            raise failed
+        await attempts.pause()
+
+
+async def until_lost(stream: Any, attempts: Attempts) -> AsyncIterator[Any]:
+    """Yield a stream's messages until it says goodbye or the connection is lost, then pause.
+
+    Raises CallFailed if trying again is of no use, or was for too long.
+    """
+    failed: CallFailed
+    try:
+        async for message in stream:
+            attempts.begin()
+            if message.HasField("goodbye"):
+                break
+            yield message
+        failed = Unavailable(14, "the server ended the stream", "STREAM_LOST")
+    except grpc.RpcError as error:
+        failed = of_rpc_error(error)
+    finally:
+        stream.cancel()
+    if not isinstance(failed, TryAgain) or attempts.spent():
+        raise failed
+    await attempts.pause()

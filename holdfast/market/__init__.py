@@ -1,0 +1,1 @@
+"""Market data for its consumers: books that are always consistent, trades, tickers, candles."""
