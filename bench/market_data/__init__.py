@@ -1,7 +1,8 @@
-"""Market data measured: publish latency, fan-out over gRPC, memory, the engine beside it."""
+"""Market data measured: publish latency, fan-out, memory, the engine beside it."""
 
 from bench.market_data.engine_beside import run_subscribers
 from bench.market_data.fanout import run_fanout
 from bench.market_data.latency import run_latency
+from bench.market_data.websocket import run_websocket
 
-__all__ = ["run_fanout", "run_latency", "run_subscribers"]
+__all__ = ["run_fanout", "run_latency", "run_subscribers", "run_websocket"]
