@@ -125,10 +125,10 @@ class MoneyClient:
         )
 
     def statement_lines(
-        self, asset: str, purpose: str = FUNDING, pair: str = ""
+        self, asset: str, purpose: str = FUNDING, pair: str = "", *, page_size: int = 1_000
     ) -> Iterator[StatementLine]:
         """Yield an account's whole statement, newest first."""
-        return _iterate(self._client.statement_lines(asset, purpose, pair))
+        return _iterate(self._client.statement_lines(asset, purpose, pair, page_size=page_size))
 
     def verify_books(self) -> BooksReport:
         """Have the whole chain and all balances computed again."""

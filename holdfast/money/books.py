@@ -112,12 +112,12 @@ class BooksCalls(Calls):
         return StatementPage(tuple(lines), answer.next_page_token)
 
     async def statement_lines(
-        self, asset: str, purpose: str = "funding", pair: str = ""
+        self, asset: str, purpose: str = "funding", pair: str = "", *, page_size: int = 1_000
     ) -> AsyncGenerator[StatementLine, None]:
         """Yield an account's whole statement, newest first, asking page by page."""
         token = ""
         while True:
-            page = await self.statement(asset, purpose, pair, page_size=1_000, page_token=token)
+            page = await self.statement(asset, purpose, pair, page_size=page_size, page_token=token)
             for line in page.lines:
                 yield line
             token = page.next_page_token

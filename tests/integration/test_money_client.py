@@ -166,6 +166,7 @@ def test_statements_and_balances_of_any_moment(whole: MoneyExchange) -> None:
     with whole.client(ALICE) as money:
         lines = list(money.statement_lines("USDT", "trading"))
         assert [line.version for line in lines] == list(range(len(lines), 0, -1))
+        assert list(money.statement_lines("USDT", "trading", page_size=2)) == lines
         newest = money.statement("USDT", "trading", page_size=2)
         assert newest.lines == tuple(lines[:2])
         token = newest.next_page_token
