@@ -26,7 +26,12 @@ FOLDER_MODULES = 12
 LONGER_FUNCTIONS: dict[str, int] = {}
 LONGER_MODULES: dict[str, int] = {}
 # The one room everybody shares: each module is a thing that two processes agree on.
-LARGER_FOLDERS: dict[str, int] = {"exchange": 24, "engine/kernel": 13, "bench": 13}
+LARGER_FOLDERS: dict[str, int] = {
+    "exchange": 24,
+    "engine/kernel": 13,
+    "bench": 16,
+    "holdfast/running": 13,
+}
 
 # Where prices, quantities and money are computed: integers only, and nothing from the world.
 FLOAT_FREE = ("engine/kernel/*.py", "exchange/units.py", "exchange/records.py")
