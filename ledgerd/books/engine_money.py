@@ -59,31 +59,48 @@ class EngineMoney:
 
         `asked` are ids of executions, rising: the digest is told as of each of them.
         """
-        inside = done[:, P_ACCOUNT] < len(self._place_of)
-        places = self._place_of[np.where(inside, done[:, P_ACCOUNT], 0)]
-        moving = places >= 0
-        fees = done[done[:, P_ACCOUNT] == self._fees]
-        mine, places = done[moving], places[moving]
-        owners = np.unique(places >> 1)
+        ids, accounts = done[:, P_TRANSFER], np.ascontiguousarray(done[:, P_ACCOUNT])
+        # Each account's postings stand together, in the order of their transfers.
+        ends = np.flatnonzero(np.append(accounts[1:] != accounts[:-1], True)[: len(accounts)]) + 1
+        starts = np.append(0, ends[:-1])[: len(ends)]
+        fees = slice(*np.searchsorted(accounts, (self._fees, self._fees + 1)))
+        known = accounts[starts]
+        places = self._place_of[np.where(known < len(self._place_of), known, 0)]
+        mine = np.flatnonzero(places >= 0)
+        starts, ends, places = starts[mine], ends[mine], places[mine]
+        owners, where = _distinct(places >> 1, len(self.units))
         units = self.units[owners]
         others = _added(self.digest, _negative(_of(owners, units)))
-        told, low = [], -1
-        for high in [*asked, int(done[:, P_TRANSFER].max(initial=0)) + 1]:
-            part = (mine[:, P_TRANSFER] > low) & (mine[:, P_TRANSFER] < high)
-            rows, at = mine[part], places[part]
-            if len(rows):
-                # Of each account the last of its postings, which stand together.
-                last = np.append(at[1:] != at[:-1], True)
-                units[np.searchsorted(owners, at[last] >> 1), at[last] & 1] = rows[last, P_BALANCE]
-            paid = int(fees[fees[:, P_TRANSFER] < high, P_AMOUNT].sum())
-            told.append(_with_fees(_added(others, _of(owners, units)), paid))
-            low = high
-        return Step(cursor_to, owners, units, told.pop(), told)
+
+        def as_of(high: int) -> AccountDigest:
+            before = np.append(0, np.cumsum(ids < high))
+            counts = before[ends] - before[starts]
+            moved = np.flatnonzero(counts)
+            last = done[starts[moved] + counts[moved] - 1, P_BALANCE]
+            units[where[moved], places[moved] & 1] = last
+            paid = int(done[fees, P_AMOUNT][ids[fees] < high].sum())
+            return _with_fees(_added(others, _of(owners, units)), paid)
+
+        told = [as_of(high) for high in asked]
+        end = int(ids.max(initial=0)) + 1
+        if not asked or asked[-1] < end:
+            return Step(cursor_to, owners, units, as_of(end), told)
+        return Step(cursor_to, owners, units, told[-1], told)
 
     def take(self, step: Step) -> None:
         """Go one step further, once the batch is posted."""
         self.units[step.owners] = step.units
         self.digest, self.cursor = step.digest, step.cursor_to
+
+
+def _distinct(owners: Rows, size: int) -> tuple[Rows, Rows]:
+    """Return the distinct numbers below a size, rising, and each given one's place among them."""
+    seen = np.zeros(size, np.bool_)
+    seen[owners] = True
+    distinct = np.flatnonzero(seen)
+    places = np.zeros(size, np.int64)
+    places[distinct] = np.arange(len(distinct))
+    return distinct, places[owners]
 
 
 def _of(owners: Rows, units: Rows) -> AccountDigest:
