@@ -21,6 +21,7 @@ from ledgerd.custody.withdrawal_rules import (
     Asked,
     Effect,
     Facts,
+    Limits,
     Standing,
     WithdrawalEvent,
     WithdrawalState,
@@ -335,10 +336,8 @@ def approvals_of(step: Step, found: Withdrawal) -> int:
     return int(row[0])
 
 
-def facts_of(step: Step, asked: Asked) -> Facts:
-    """Read what a request is judged by."""
-    since_ns = step.now_ns - DAY_NS
-    name = funding(asked.owner_kind, asked.owner_id, asked.asset)
+def usable_since(step: Step, asked: Asked) -> tuple[int | None, str]:
+    """Return from when on an address may be used (None: not listed), and for what else it is."""
     listed = step.rows(
         "SELECT asset, usable_ns FROM withdrawal_addresses WHERE owner_id = %s"
         " AND owner_kind = %s AND address = %s AND removed_ns = 0 ORDER BY usable_ns",
@@ -346,22 +345,41 @@ def facts_of(step: Step, asked: Asked) -> Facts:
     )
     usable = [int(usable_ns) for asset, usable_ns in listed if asset == asked.asset]
     others = [str(asset) for asset, _ in listed if asset != asked.asset]
+    return min(usable, default=None), ", ".join(others)
+
+
+def _withdrawn(step: Step, asked: Asked, limits: Limits) -> tuple[int, int]:
+    """Return what the owner and everybody withdrew in 24 hours; nothing where nothing limits it.
+
+    All of a day's withdrawals of the asset are read for it, which most ask for in vain: riskd
+    counts them where there is one.
+    """
+    if limits.daily_units is None and limits.total_daily_units is None:
+        return 0, 0
     query = (
         "SELECT coalesce(sum(amount_units) FILTER (WHERE owner_id = %s), 0),"
         " coalesce(sum(amount_units), 0) FROM withdrawals"
         " WHERE asset = %s AND requested_ns > %s AND state = ANY(%s)"
     )
     counted = [int(state) for state in COUNTED]
-    sums = step.row(query, asked.owner_id, asked.asset, since_ns, counted)
+    sums = step.row(query, asked.owner_id, asked.asset, step.now_ns - DAY_NS, counted)
     assert sums is not None
+    return int(sums[0]), int(sums[1])
+
+
+def facts_of(step: Step, asked: Asked, limits: Limits) -> Facts:
+    """Read what a request is judged by."""
+    name = funding(asked.owner_kind, asked.owner_id, asked.asset)
+    usable_ns, listed_for = usable_since(step, asked)
+    withdrawn, total = _withdrawn(step, asked, limits)
     return Facts(
         now_ns=step.now_ns,
         asset_listed=step.row("SELECT 1 FROM assets WHERE code = %s", asked.asset) is not None,
         asset_carried=True,
         account_open=asked.owner_kind in TRADERS and name in step.entries.known([name]),
-        usable_ns=min(usable, default=None),
-        listed_for=", ".join(others),
+        usable_ns=usable_ns,
+        listed_for=listed_for,
         frozen=is_frozen(step, asked.owner_id),
-        withdrawn_units=int(sums[0]),
-        total_withdrawn_units=int(sums[1]),
+        withdrawn_units=withdrawn,
+        total_withdrawn_units=total,
     )

@@ -33,6 +33,7 @@ from ledgerd.custody.bookings import (
     happened,
     is_frozen,
     locked,
+    usable_since,
     withdrawal_of,
 )
 from ledgerd.custody.journal import (
@@ -126,7 +127,8 @@ class Withdrawals:
             known = step.row(query, asked.id)
             if known is not None:
                 return _repeated(withdrawal_of(known), asked)
-            facts = replace(facts_of(step, asked), asset_carried=carried, address_must_be=must_be)
+            facts = facts_of(step, asked, limits)
+            facts = replace(facts, asset_carried=carried, address_must_be=must_be)
             refused = judge_request(asked, facts, limits)
             if refused is not None:
                 raise Refused(refused)
@@ -273,7 +275,7 @@ class Withdrawals:
             return False
         if approvals_of(step, found) < found.approvals_needed:
             raise ContentChanged(f"withdrawal {subject} is approved without its approvals")
-        if facts_of(step, found.asked).usable_ns is None:
+        if usable_since(step, found.asked)[0] is None:
             reason = "ADDRESS_NOT_LISTED: it was removed meanwhile"
             happened(step, found, WithdrawalEvent.REJECT, SERVICE_ACTOR, reason)
             return True
