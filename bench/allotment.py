@@ -35,6 +35,8 @@ from exchange.v1 import (
     ledger_pb2_grpc,
     order_entry_pb2,
     order_entry_pb2_grpc,
+    risk_pb2,
+    risk_pb2_grpc,
 )
 from ledgerd.chart import OwnerKind, Phase, Purpose, TransferKind
 from ledgerd.database import OWNER, EmbeddedPostgres
@@ -43,6 +45,7 @@ PAIR: Final = "BTC-USDT"
 LOOPBACK: Final = "127.0.0.1"
 UNIT: Final = 10**8
 EACH_UNITS: Final = 10_000 * UNIT
+RICH_UNITS: Final = 10_000_000 * UNIT
 AT_ONCE: Final = 200
 """Accounts that one request of the ledger credits."""
 START_S: Final = 300
@@ -85,6 +88,7 @@ class Exchange:
         self._start("riskd", risk, "--ledger", ledger, "--database-url", url, *follow)
         _await(risk, "exchange.v1.RiskService")
         self.books = ledger_pb2_grpc.LedgerServiceStub(grpc.insecure_channel(ledger))
+        self.risk = risk_pb2_grpc.RiskServiceStub(grpc.insecure_channel(risk))
         self._requests = counter(1)
 
     def _start(self, module: str, address: str, *arguments: str) -> None:
@@ -97,7 +101,19 @@ class Exchange:
             process.terminate()
             process.wait()
 
-    def deposit(self, owners: range) -> None:
+    def bring(self, account: int, units: int) -> None:
+        """Have quote units of an account in the engine."""
+        request = risk_pb2.RequestAllotmentRequest(
+            account=account,
+            pair=PAIR,
+            asset=enums_pb2.ASSET_QUOTE,
+            amount_units=units,
+            patience_ms=4_000,
+        )
+        answer = self.risk.RequestAllotment(request)
+        assert answer.reason == risk_pb2.RISK_REASON_UNSPECIFIED, answer.message
+
+    def deposit(self, owners: range, units: int) -> None:
         """Credit trading accounts with quote units."""
         for begin in range(0, len(owners), AT_ONCE):
             part = owners[begin : begin + AT_ONCE]
@@ -109,8 +125,8 @@ class Exchange:
                     kind=int(TransferKind.CORRECTION),  # type: ignore[arg-type]
                     phase=int(Phase.SINGLE),  # type: ignore[arg-type]
                     legs=[
-                        ledger_pb2.TransferLeg(name=names[0], amount_units=-EACH_UNITS),
-                        ledger_pb2.TransferLeg(name=name, amount_units=EACH_UNITS),
+                        ledger_pb2.TransferLeg(name=names[0], amount_units=-units),
+                        ledger_pb2.TransferLeg(name=name, amount_units=units),
                     ],
                     actor="bench",
                 )
@@ -180,8 +196,9 @@ def run_allotment(rounds: Rounds) -> list[Row]:
     found: dict[str, list[list[float]]] = {kind: [] for kind in TURNS}
     with _exchange() as exchange:
         rich, owners = 1, range(2, 2 + each * (rounds.count + 1))
-        exchange.deposit(range(1, owners.stop))
-        uvloop.run(_turns(exchange.orders, rich, range(rich, rich + 1)))
+        exchange.deposit(range(rich, rich + 1), RICH_UNITS)
+        exchange.bring(rich, RICH_UNITS)
+        exchange.deposit(owners, EACH_UNITS)
         for turn in range(rounds.count + 1):
             part = owners[turn * each : (turn + 1) * each]
             taken = uvloop.run(_turns(exchange.orders, rich, part))
