@@ -71,8 +71,8 @@ class MarketDataServer:
         level_count = requests.snapshot_levels(self.market.config, request.level_count)
         publication = self._with_book(request.pair)
         topic = Topic(Channel.DEPTH, publication.pair, level_count)
-        return publication.encoded(
-            DepthAnswer, topic, None, lambda: publication.snapshot(level_count)
+        return publication.kept_answer(
+            DepthAnswer, topic, lambda: publication.snapshot(level_count)
         )
 
     async def get_market_status(

@@ -54,6 +54,9 @@ NOTICE_CAPACITY: Final = 64
 """Notices kept for subscribers; one that misses so many is told the newest."""
 ENCODED_LIMIT_BYTES: Final = 16 << 20
 """Encodings kept between two steps; what is beyond is encoded again for who asks."""
+FULL_LIFE_NS: Final = 500_000_000
+"""How long a snapshot of every level, which may take tens of milliseconds to encode, is given to
+newcomers; what changed since follows it at once."""
 UNKNOWN_STATE: Final = 0
 """EngineState of the wire while no engine is live."""
 
@@ -72,6 +75,16 @@ class SharedView:
     view: View
     user_count: int = 0
     idle_since_ns: int = 0
+
+
+class Kept(NamedTuple):
+    """An encoded snapshot of every level, and which moment of its view it is of."""
+
+    made_ns: int
+    epoch: int
+    generation: int
+    sequence: int
+    content: bytes
 
 
 class Publication:
@@ -114,6 +127,7 @@ class Publication:
         self._encoders: dict[Format, Encoder] = {}
         self._encoded: dict[tuple[Format, Topic, Hashable], bytes] = {}
         self._encoded_bytes = 0
+        self._kept: dict[tuple[Format, Topic], Kept] = {}
         self._ticker: tuple[int, TickerState] | None = None
         self._now_ns = 0
 
@@ -223,6 +237,35 @@ class Publication:
             self._encoded[whole_key] = content
         return content
 
+    def kept_snapshot(
+        self, format_: Format, topic: Topic, view: View, make: Callable[[], Record]
+    ) -> Kept:
+        """Return the snapshot of a view as bytes: of now, or one of every level of a moment ago.
+
+        One of a moment ago is of a generation that the view can still tell the changes since.
+        """
+        kept = self._kept.get((format_, topic))
+        if kept is not None and kept.epoch == self.epoch:
+            fresh = self._now_ns - kept.made_ns < FULL_LIFE_NS
+            if fresh and kept.generation >= view.oldest_generation:
+                return kept
+        content = self.encoded(format_, topic, (view.generation, "whole"), make)
+        kept = Kept(self._now_ns, self.epoch, view.generation, view.sequence, content)
+        if topic.detail == FULL:
+            self._kept[format_, topic] = kept
+        return kept
+
+    def kept_answer(self, format_: Format, topic: Topic, make: Callable[[], Record]) -> bytes:
+        """Return an answer as bytes: of now, or one of every level of a moment ago."""
+        kept = self._kept.get((format_, topic))
+        fresh = kept is not None and self._now_ns - kept.made_ns < FULL_LIFE_NS
+        if kept is not None and fresh and kept.epoch == self.epoch:
+            return kept.content
+        content = self.encoded(format_, topic, None, make)
+        if topic.detail == FULL:
+            self._kept[format_, topic] = Kept(self._now_ns, self.epoch, 0, self.sequence, content)
+        return content
+
     def encoder(self, format_: Format) -> Encoder:
         """Return this pair's encoder of a format."""
         encoder = self._encoders.get(format_)
@@ -268,6 +311,8 @@ class Publication:
         for level_count, shared in list(self._views.items()):
             if not shared.user_count and shared.idle_since_ns < deadline_ns:
                 del self._views[level_count]
+                for key in [key for key in self._kept if key[1].detail == level_count]:
+                    del self._kept[key]
 
     def _levels(self, level_count: int) -> int:
         return self.config.full_level_count if level_count == FULL else level_count

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exchange.instrument import Instrument
-from exchange.units import format_decimal, units_to_amount
+from exchange.units import units_to_amount
 from mdgateway.book.reader import Touch
 from mdgateway.feed.candles import Candle, Interval
 from mdgateway.feed.ticker import Figures
@@ -222,6 +222,11 @@ def _without_zeros(units: int, decimals: int) -> tuple[int, int]:
     return units, decimals
 
 
+def _pattern(decimals: int) -> tuple[str, int]:
+    """Return how a quotient and rest by the scale are written, and the scale."""
+    return (f"%d.%0{decimals}d" if decimals else "%d%.0s"), 10**decimals
+
+
 class Texts:
     """Prices, quantities and amounts of one instrument as decimal text; every format uses it."""
 
@@ -233,14 +238,17 @@ class Texts:
         self._lot, self.quantity_decimals = _without_zeros(
             instrument.base_units_per_lot, instrument.base_decimals
         )
+        # A book of every level has tens of thousands of them, so this is made as cheap as can be.
+        self._price, self._price_scale = _pattern(self.price_decimals)
+        self._quantity, self._quantity_scale = _pattern(self.quantity_decimals)
 
     def price(self, ticks: int) -> str:
-        """Return a price."""
-        return format_decimal(ticks * self._tick, self.price_decimals, self.price_decimals)
+        """Return a price, which is not negative."""
+        return self._price % divmod(ticks * self._tick, self._price_scale)
 
     def quantity(self, lots: int) -> str:
-        """Return a quantity."""
-        return format_decimal(lots * self._lot, self.quantity_decimals, self.quantity_decimals)
+        """Return a quantity, which is not negative."""
+        return self._quantity % divmod(lots * self._lot, self._quantity_scale)
 
     def amount(self, quote_units: int) -> str:
         """Return a quote amount."""

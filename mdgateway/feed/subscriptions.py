@@ -184,8 +184,14 @@ class DepthSubscription(Subscription):
         if not self.publication.ready or self._generation == view.generation:
             return None
         held = self._generation
-        if held < view.oldest_generation or self._only_snapshots:
+        if self._only_snapshots:
             held = WHOLE
+        elif held < view.oldest_generation:
+            kept = self.publication.kept_snapshot(
+                self._format, self.topic, view, lambda: self._record(WHOLE)
+            )
+            self._generation, self._sequence = kept.generation, kept.sequence
+            return kept.content
         message = self._shared((view.generation, held), lambda: self._record(held))
         self._generation, self._sequence = view.generation, view.sequence
         return message

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from exchange.instrument import Instrument
 from exchange.refusal import Refused
+from exchange.units import lots_to_quantity, ticks_to_price
 from exchange.v1 import market_data_pb2
 from mdgateway.book.checksum import checked_text, depth_checksum
 from mdgateway.config import GatewayConfig
@@ -19,7 +20,7 @@ from mdgateway.feed import publication as publications
 from mdgateway.feed import requests
 from mdgateway.feed.market import Market
 from mdgateway.feed.protobuf import ProtobufEncoder
-from mdgateway.feed.records import FULL, Record, Topic
+from mdgateway.feed.records import FULL, Record, Texts, Topic
 from mdgateway.feed.subscriptions import DepthSubscription, StatusSubscription, Subscription
 from tests.unit.market_data_desk import Client, Desk, depth, trades
 from tests.unit.market_data_writer import INSTRUMENT
@@ -173,6 +174,59 @@ def test_every_level_is_told_up_to_the_limit(desk: Desk) -> None:
     client.read(desk)
     assert client.levels == desk.best(limit)
     assert (client.snapshots, client.updates) == (1, 1)
+
+
+def test_newcomers_to_every_level_share_a_snapshot_and_hear_what_changed_since(desk: Desk) -> None:
+    for price in range(1, 50):
+        desk.level(1, price, 1)
+    desk.step()
+    first = DepthSubscription(desk.publisher, ProtobufEncoder, FULL)
+    snapshot = first.take(desk.now_ns)
+    clients = []
+    for lots in range(2, 90):
+        desk.level(1, 1 + lots % 49, lots)
+        desk.step()
+        clients.append(Client(DepthSubscription(desk.publisher, ProtobufEncoder, FULL)))
+        given = clients[-1].subscription.take(desk.now_ns)
+        assert given is not None
+        assert (given is snapshot) == (lots < 51), "for half a second"
+        clients[-1].take(market_data_pb2.StreamDepthResponse.FromString(given))
+        clients[-1].read(desk)
+        assert clients[-1].levels == desk.best(100)
+    for client in clients:
+        client.read(desk)
+        assert client.levels == desk.best(100)
+        assert (client.snapshots, client.notices) == (1, [])
+
+
+def test_a_kept_snapshot_is_of_no_use_after_a_restart(desk: Desk) -> None:
+    desk.level(1, 100, 5)
+    desk.step()
+    Client(depth(desk.publisher, FULL)).read(desk)
+    desk.writer.restart()
+    desk.level(1, 101, 6)
+    desk.step()
+    client = Client(depth(desk.publisher, FULL))
+    client.read(desk)
+    assert (client.epoch, client.levels) == (desk.writer.owned.epoch, desk.best(5))
+
+
+@given(
+    tick=st.integers(1, 10**6),
+    lot=st.integers(1, 10**6),
+    decimals=st.integers(0, 8),
+    count=st.integers(0, 1 << 40),
+)
+def test_texts_are_those_of_the_units(tick: int, lot: int, decimals: int, count: int) -> None:
+    instrument = Instrument(
+        base_decimals=decimals,
+        quote_decimals=decimals,
+        tick_quote_units=tick,
+        base_units_per_lot=lot,
+    )
+    texts = Texts(instrument)
+    assert texts.price(count) == ticks_to_price(instrument, count)
+    assert texts.quantity(count) == lots_to_quantity(instrument, count)
 
 
 class Text:
