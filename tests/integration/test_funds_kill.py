@@ -94,7 +94,9 @@ class Money:
     def stage(self) -> None:
         """Begin a stage; one of the services may die in it."""
         dies = self.chance.randrange(100) < self.kill_percent
-        self._until_kill = self.chance.randrange(STAGE_CALLS) if dies else -1
+        # Many stages are one call long, so the first one has to be as likely as all others.
+        within = self.chance.choice((0, self.chance.randrange(STAGE_CALLS)))
+        self._until_kill = within if dies else -1
 
     def call(self, name: str, **fields: Any) -> Any:
         """Ask until there is an answer that is not "try again"."""
