@@ -1,9 +1,9 @@
 """The least a WebSocket server of the same library can do: the same bytes to all, at each beat.
 
-``python -m bench.market_data.bare_websocket BEAT_US COUNT HOW HEX`` prints where it listens.
-It begins when so many clients are there. HOW is
-"library" (each message is sent with the library's own call) or "written" (one frame, made once, is
-written to each transport, as the gateway does it).
+``python -m bench.market_data.bare_websocket BEAT_US COUNT HOW HEX`` prints where it listens and
+begins when so many clients are there; it serves one crowd. HOW is "library" (each message is sent
+with the library's own call) or "written" (one frame, made once, is written to each transport, as
+the gateway does it).
 """
 
 import asyncio
@@ -26,7 +26,6 @@ async def _serve(beat_s: float, count: int, how: str, content: bytes) -> None:
         sockets.append((one, request.transport))
         async for _ in one:
             pass
-        sockets.remove((one, request.transport))
         return one
 
     server = web.Server(handle, access_log=None)
@@ -43,7 +42,7 @@ async def _serve(beat_s: float, count: int, how: str, content: bytes) -> None:
             for _, transport in sockets:
                 transport.write(frame)
         else:
-            for one, _ in tuple(sockets):
+            for one, _ in sockets:
                 await one.send_str(text)
 
 

@@ -114,6 +114,29 @@ def _measured(
     return messages / (server.cpu_seconds() - before), size / messages
 
 
+def _of_gateway(
+    venue: LiveVenue,
+    server: Server,
+    port: int,
+    count: int,
+    messages: list[str],
+    seconds: float,
+    *,
+    deflate: bool = False,
+) -> tuple[float, float]:
+    with Crowd(port, count, messages, deflate=deflate) as crowd:
+        return _measured(server, crowd, seconds, lambda: venue.publish(venue.orders(3)))
+
+
+def _of_bare(how: str, count: int, content: str, seconds: float) -> tuple[float, float]:
+    arguments = (str(int(BEAT_S * 1e6)), str(count), how, content)
+    with (
+        Server("-m", BARE, *arguments) as server,
+        Crowd(server.port, count, [], deflate=False) as crowd,
+    ):
+        return _measured(server, crowd, seconds, lambda: None)
+
+
 def _update(venue: LiveVenue, port: int) -> bytes:
     """Return an update as the gateway tells it."""
 
@@ -188,25 +211,22 @@ def run_websocket(rounds: Rounds) -> list[Row]:
         pair = venue.instrument.pair
         server, port = _http_gateway(venue)
         content = _update(venue, port).hex()
-        beat_us = str(int(BEAT_S * 1e6))
-        with (
-            server,
-            Server("-m", BARE, beat_us, str(count), "library", content) as library,
-            Server("-m", BARE, beat_us, str(count), "written", content) as written,
-        ):
-            contestants = {
-                "depth": (server, port, _subscriptions(pair, "depth"), False),
-                "deflated": (server, port, _subscriptions(pair, "depth"), True),
-                "three": (server, port, _subscriptions(pair, "depth", "ticker", "status"), False),
-                "library": (library, library.port, [], False),
-                "written": (written, written.port, [], False),
+        depth = _subscriptions(pair, "depth")
+        with server:
+            contestants: dict[str, Callable[[], tuple[float, float]]] = {
+                "depth": lambda: _of_gateway(venue, server, port, count, depth, seconds),
+                "deflated": lambda: _of_gateway(
+                    venue, server, port, count, depth, seconds, deflate=True
+                ),
+                "two": lambda: _of_gateway(
+                    venue, server, port, count, _subscriptions(pair, "depth", "ticker"), seconds
+                ),
+                "library": lambda: _of_bare("library", count, content, seconds),
+                "written": lambda: _of_bare("written", count, content, seconds),
             }
             for turn in range(rounds.count + 1):
-                for name, (one, at, messages, deflate) in contestants.items():
-                    bare = one is not server
-                    with Crowd(at, count, messages, deflate=deflate) as crowd:
-                        publish = (lambda: None) if bare else _publisher(venue)
-                        figures = _measured(one, crowd, seconds, publish)
+                for name, contestant in contestants.items():
+                    figures = contestant()
                     if turn:
                         found.setdefault(name, []).append(figures)
     middle = {name: statistics.median(one[0] for one in runs) for name, runs in found.items()}
@@ -236,14 +256,10 @@ def run_websocket(rounds: Rounds) -> list[Row]:
         ),
         Row(
             "depth and ticker in one write",
-            rate(middle["three"]),
+            rate(middle["two"]),
             f"depth alone {rate(middle['depth'])}",
-            middle["three"] / middle["depth"],
-            note=f"messages of {size['three']:,.0f} bytes",
+            middle["two"] / middle["depth"],
+            note=f"messages of {size['two']:,.0f} bytes",
         ),
         *_memories(rounds),
     ]
-
-
-def _publisher(venue: LiveVenue) -> Callable[[], None]:
-    return lambda: venue.publish(venue.orders(3))
