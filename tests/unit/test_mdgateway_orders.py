@@ -72,7 +72,9 @@ def test_the_table_grows_and_loses_nobody() -> None:
     assert not len(at.unknown)
 
 
-@pytest.mark.parametrize("level", [[PRICE, 4, 1], [PRICE, 5, 0], [PRICE, 5, 2], [PRICE, 6, 1]])
+@pytest.mark.parametrize(
+    "level", [[PRICE, 4, 1], [PRICE, 5, 0], [PRICE, 5, 2], [PRICE, 6, 1], [PRICE, 4, 0]]
+)
 def test_levels_that_do_not_fit_the_orders_are_noticed(level: list[int]) -> None:
     book = OrderBook()
     book.apply(rows_of([event(1, layout.ACTION_ADDED, 5)]), 0)
