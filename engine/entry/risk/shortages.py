@@ -343,10 +343,11 @@ class Shortages:
         """Look at up to so many executions; say whether the log still has them."""
         withdrawals, reader = line.withdrawals, self._door.follower.reader
         try:
-            withdrawals.follow(reader.read(withdrawals.number, limit))
+            rows = reader.read(withdrawals.number, limit)
         except ExecutionsPruned:
             return False
-        return True
+        withdrawals.follow(rows)
+        return bool(len(rows))
 
     def _wanted(self, line: Line, claims: list[Claim]) -> list[Claim]:
         """Return the orders that nobody has taken back up to this instant; settle the others."""
