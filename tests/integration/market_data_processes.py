@@ -33,7 +33,7 @@ from exchange.v1 import (
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIR = "TEST-USDT"
-PATIENCE_S = 60
+PATIENCE_S = 180
 """How long a test waits for something that must come; reaching it is a failure."""
 
 INSTRUMENTS = f"""
