@@ -103,22 +103,11 @@ class Processes:
         """Return what starts a gateway over the engine's segments at a port."""
         return ["-m", "mdgateway", *self._common(), "--port", port]
 
-    def start_relay(self, name: str, upstream: str, port: str = "0") -> str:
+    def start_relay(self, name: str, upstream: str, *arguments: str) -> str:
         """Start a gateway that follows another one; return its port."""
-        address = f"127.0.0.1:{upstream}"
-        instruments = ("--instruments", str(self.instruments))
-        return self.start(
-            name,
-            "-m",
-            "mdgateway",
-            "--pair",
-            PAIR,
-            *instruments,
-            "--upstream",
-            address,
-            "--port",
-            port,
-        )
+        source = ("--upstream", f"127.0.0.1:{upstream}", "--instruments", str(self.instruments))
+        own = ("--port", "0", "--http-port", "0")
+        return self.start(name, "-m", "mdgateway", "--pair", PAIR, *source, *own, *arguments)
 
     def _common(self) -> list[str]:
         run = str(self.folder / "run")

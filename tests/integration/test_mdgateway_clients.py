@@ -124,7 +124,7 @@ def test_a_plain_client_has_the_engines_book_through_cut_lines_and_lost_messages
 def test_a_plain_client_survives_engines_and_gateways(processes: Processes) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     processes.start_engine()
-    entry, gateway = processes.start_entry(), processes.start_gateway()
+    entry, gateway = processes.start_entry(), processes.start_gateway("--eager")
     traders, cable = Traders(entry, seed), Cable(int(gateway))
     with channel_to(gateway) as channel:
         wait_serving(traders.channel, "orders")
@@ -139,7 +139,7 @@ def test_a_plain_client_survives_engines_and_gateways(processes: Processes) -> N
             processes.start_engine()
             client.wait(lambda one, epoch=epoch: one.epoch > epoch, PATIENCE_S)
         else:
-            processes.start("gateway", *processes.gateway_arguments(gateway))
+            processes.start("gateway", *processes.gateway_arguments(gateway), "--eager")
     traders.trade(batch_count=6, orders_per_batch=50)
     watcher = Watcher(processes)
     last = watcher.close()

@@ -136,10 +136,11 @@ def test_two_hops_tell_the_engines_book_and_every_trade(
 
 
 def test_an_upstream_that_is_killed_and_comes_back(processes: Processes, market: Market) -> None:
+    """None of them waits for its tick."""
     market.move(50)
-    first = processes.start_gateway()
-    second = processes.start_relay("second", first)
-    third = processes.start_relay("third", second)
+    first = processes.start_gateway("--eager")
+    second = processes.start_relay("second", first, "--eager")
+    third = processes.start_relay("third", second, "--eager")
     with channel_to(third) as channel:
         wait_serving(channel, "marketdata")
         client = DepthClient(channel, 1_000)
@@ -153,7 +154,7 @@ def test_an_upstream_that_is_killed_and_comes_back(processes: Processes, market:
         )
         assert len(depth.bids) + len(depth.asks) == len(held), "the last book stays served"
 
-        processes.start("gateway", *processes.gateway_arguments(first))
+        processes.start("gateway", *processes.gateway_arguments(first), "--eager")
         client.wait(lambda one: one.levels == market.levels)
         assert [notice.kind for notice in client.notices] == [DOWN, RESTARTED]
         market.move(200)
