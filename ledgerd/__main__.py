@@ -174,6 +174,10 @@ class Process:
                 log.warning("the database does not answer: %s", str(error).split("\n")[0])
             except BooksAreOlder:
                 self.server.set_serving(False)
+            except Exception:
+                # Whatever it was, somebody has to go on looking, and health must not lie.
+                self.server.set_serving(False)
+                log.exception("looking after the database failed")
             await asyncio.sleep(WATCH_S)
 
 

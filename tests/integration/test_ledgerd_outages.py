@@ -20,7 +20,7 @@ from holdfast.blocking import Client
 from ledgerd.chart import Purpose
 from ledgerd.database import EmbeddedPostgres
 from tests.integration.exchange_processes import PairProcesses
-from tests.integration.test_ledgerd import EACH_UNITS, OWNERS, Ledgerd, name
+from tests.integration.test_ledgerd import EACH_UNITS, OWNERS, WAIT_S, Ledgerd, name
 
 pytestmark = pytest.mark.integration
 
@@ -37,7 +37,7 @@ class Followed(Ledgerd):
 
     def settlements(self) -> dict[str, ledger_pb2.Settlement]:
         request = ledger_pb2.ListSettlementsRequest()
-        answer = self.books.ListSettlements(request, timeout=60, wait_for_ready=True)
+        answer = self.books.ListSettlements(request, timeout=WAIT_S, wait_for_ready=True)
         return {one.pair: one for one in answer.settlements}
 
 
@@ -124,7 +124,7 @@ def last_trade(pair: PairProcesses) -> tuple[int, int]:
 
 def unavailable(ledgerd: Followed, request: ledger_pb2.PostTransfersRequest) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        ledgerd.books.PostTransfers(request, timeout=60)
+        ledgerd.books.PostTransfers(request, timeout=WAIT_S)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     info = refusal_in(caught.value)
     assert info is not None
@@ -133,7 +133,7 @@ def unavailable(ledgerd: Followed, request: ledger_pb2.PostTransfersRequest) -> 
 
 def await_not_serving(ledgerd: Followed) -> None:
     stub = health_pb2_grpc.HealthStub(ledgerd.channel)
-    for answer in stub.Watch(health_pb2.HealthCheckRequest(service="ledger"), timeout=60):
+    for answer in stub.Watch(health_pb2.HealthCheckRequest(service="ledger"), timeout=WAIT_S):
         if answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
             return
 
@@ -167,8 +167,8 @@ def test_two_pairs_go_on_exactly_once_after_a_database_that_was_away() -> None:
             await_not_serving(ledgerd)
             postgres.start()
             ledgerd.await_health()
-            first = ledgerd.books.PostTransfers(asked, timeout=60)
-            second = ledgerd.books.PostTransfers(asked, timeout=60)
+            first = ledgerd.books.PostTransfers(asked, timeout=WAIT_S)
+            second = ledgerd.books.PostTransfers(asked, timeout=WAIT_S)
             assert all(one.repeated for one in second.transfers)
             assert [one.transfer_id for one in first.transfers] == [
                 one.transfer_id for one in second.transfers
@@ -180,7 +180,7 @@ def test_two_pairs_go_on_exactly_once_after_a_database_that_was_away() -> None:
                 assert shown.state != ledger_pb2.SETTLEMENT_STATE_STOPPED, shown.sentence
                 if shown.cursor >= end and shown.checked_number > trade:
                     break
-        found = ledgerd.books.VerifyBooks(ledger_pb2.VerifyBooksRequest(), timeout=60)
+        found = ledgerd.books.VerifyBooks(ledger_pb2.VerifyBooksRequest(), timeout=WAIT_S)
         assert list(found.complaints) == []
         request = ledger_pb2.ListBalancesRequest(owner_kind=ledger_pb2.OWNER_KIND_USER, owner_id=1)
         held = {
