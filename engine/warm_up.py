@@ -27,7 +27,6 @@ from numba.core import event
 
 from engine.config import EngineConfig
 from engine.durability.journal import Durability
-from engine.entry.batches import RECORD_VERSION
 from engine.entry.config import EntryConfig
 from engine.entry_server import assemble
 from engine.process import EngineProcess
@@ -36,6 +35,7 @@ from exchange.config import RunFolder, segment_folder
 from exchange.enums import Asset, OrderType, Side, TimeInForce
 from exchange.instrument import Instrument
 from exchange.ownership import remove_stale
+from exchange.packed import RECORD_VERSION
 from exchange.records import COMMAND_WORDS
 from exchange.v1 import (
     execution_feed_pb2,

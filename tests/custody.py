@@ -9,11 +9,12 @@ from uuid import UUID
 
 from ledgerd.chart import AccountName, OwnerKind, Purpose
 from ledgerd.custody.addresses import Address, Addresses
+from ledgerd.custody.bookings import Withdrawal
 from ledgerd.custody.deposits import Deposits
 from ledgerd.custody.journal import MoneyBooks
 from ledgerd.custody.simulated_chain import CALM, SimulatedCustody, Weather
 from ledgerd.custody.withdrawal_rules import Asked, Limits, Policy
-from ledgerd.custody.withdrawals import Withdrawal, Withdrawals
+from ledgerd.custody.withdrawals import Withdrawals
 from tests.books import PAIR, TestBooks, fresh_books, user
 
 HOUR_NS = 3_600_000_000_000

@@ -127,13 +127,12 @@ def test_a_heartbeat_revives_a_book_that_missed_nothing() -> None:
     book = Book()
     book.apply(snapshot({5: 1}, {6: 1}, 10))
     book.stall()
-    assert not book.apply(heartbeat(11))
-    assert not book.live
-    assert book.apply(heartbeat(10))
-    assert book.live
-    book.apply(notice(market_data_pb2.NOTICE_KIND_ENGINE_DOWN))
-    assert not book.apply(heartbeat(10))
-    assert not book.live
+    down = notice(market_data_pb2.NOTICE_KIND_ENGINE_DOWN)
+    seen = [
+        (book.apply(message), book.live)
+        for message in (heartbeat(11), heartbeat(10), down, heartbeat(10))
+    ]
+    assert seen == [(False, False), (True, True), (True, False), (False, False)]
 
 
 def test_a_book_stands_still_while_the_engine_is_down() -> None:

@@ -9,8 +9,8 @@ from tests.unit.test_ledgerd_ledger import allotted, flight, moved, rows_of
 def test_a_later_allotment_of_the_other_asset_is_settled() -> None:
     with fresh_books() as books:
         books.open(1, PAIR)
-        for asset in ("BTC", "USDT"):
-            books.deposit(1, asset, 100)
+        for name in ("BTC", "USDT"):
+            books.deposit(1, name, 100)
         for place, (asset, name) in enumerate(((Asset.QUOTE, "USDT"), (Asset.BASE, "BTC"))):
             number = books.ledger.allot(books.new_id(), PAIR.pair, 1, asset, 60).number
             words = {"w5": int(asset), "w6": 60, "w7": 60}
