@@ -80,7 +80,7 @@ class PairProcesses:
         with grpc.insecure_channel(self.target) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             request = health_pb2.HealthCheckRequest(service=service)
-            for answer in stub.Watch(request, wait_for_ready=True, timeout=120):
+            for answer in stub.Watch(request, wait_for_ready=True, timeout=300):
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
                     return
 
