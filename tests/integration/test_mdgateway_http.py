@@ -26,15 +26,11 @@ from tests.integration.market_data_processes import (
     channel_to,
     wait_serving,
 )
-from tests.unit.market_data_door import Book, Json, Socket, raw_socket
+from tests.unit.market_data_door import HANDSHAKE, Book, Json, Socket, raw_socket
 
 pytestmark = pytest.mark.integration
 
 SEED = 20_261_123
-HANDSHAKE = (
-    b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
 
 
 class Exchange:

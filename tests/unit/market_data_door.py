@@ -30,6 +30,12 @@ PAIR: Final = INSTRUMENT.pair
 PATIENCE_S: Final = 60
 """How long a test waits for something that must come; reaching it is a failure."""
 
+GOOD: Final = {"op": "subscribe", "channel": "depth", "pairs": [PAIR]}
+HANDSHAKE: Final = (
+    b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
 Json = dict[str, Any]
 
 
@@ -234,3 +240,24 @@ def raw_socket(port: int, receive_bytes: int = 4_096) -> socket.socket:
     given.settimeout(PATIENCE_S)
     given.connect(("127.0.0.1", port))
     return given
+
+
+async def depth(door: Door, levels: int = 20, **fields: Any) -> tuple[Socket, Book]:
+    """Subscribe to depth and take the first snapshot."""
+    socket, book = await door.connect(), Book()
+    answer = await socket.ask(
+        op="subscribe", channel="depth", pairs=[PAIR], levels=levels, interval_ms=0, **fields
+    )
+    assert answer["type"] == "subscribed", answer
+    book.take(await socket.until(lambda one: one["type"] == "snapshot"))
+    return socket, book
+
+
+async def follow(socket: Socket, book: Book, sequence: int) -> None:
+    """Take depth until the book is at a sequence."""
+    while book.sequence < sequence:
+        message = await socket.next()
+        if message.get("channel") == "depth" and message["type"] != "notice":
+            book.take(message)
+        else:
+            socket.told.append(message)
