@@ -22,8 +22,9 @@ from mdgateway.grpc_server import service_of
 from mdgateway.history.source import CandleKeeper
 from mdgateway.history.store import CandleStore, StoreInUse
 from mdgateway.http.config import NO_PORT, HttpConfig, add_arguments, http_config
-from mdgateway.http.server import http_server
+from mdgateway.http.server import admission_of, http_server
 from mdgateway.keys import __main__ as keys
+from mdgateway.keys.gate import GrpcGate
 from mdgateway.keys.key_file import InvalidKeyFile
 from mdgateway.relay.relay import Relay
 from mdgateway.warm_up import warm_up
@@ -85,8 +86,9 @@ async def _serve(
     if keeper is not None:
         for publication in market.publications.values():
             publication.candles = keeper.source_of(publication.pair)
-    service = service_of(market)
-    web = http_server(market, http)
+    admission = admission_of(http)
+    service = service_of(market, GrpcGate(admission) if http.keys else None)
+    web = http_server(market, http, admission)
     try:
         port = await service.start()
         http_port = NO_PORT if http.port == NO_PORT else await web.start()

@@ -4,7 +4,8 @@ Streams carry bytes that were encoded once for all, so they are registered witho
 stream whose client does not read stands still in one write and holds a few numbers; nothing is
 queued for it.
 
-The service knows no accounts and takes no credentials: everything it shows is public.
+The service knows no accounts: everything it shows is public. Where the gateway has keys, a gate
+stands before every call (``mdgateway.keys.gate``).
 """
 
 import time
@@ -32,6 +33,7 @@ from mdgateway.feed.subscriptions import (
     TickerSubscription,
     TradeSubscription,
 )
+from mdgateway.keys.gate import GrpcGate
 
 SERVICE: Final = "exchange.v1.MarketDataService"
 HEALTH_NAME: Final = "marketdata"
@@ -235,8 +237,8 @@ def _parsed(kind: Any, content: bytes) -> Any:
         raise Refused(Refusal(Code.INVALID_ARGUMENT, "MESSAGE_UNREADABLE", message)) from None
 
 
-def handlers(server: MarketDataServer) -> grpc.GenericRpcHandler:
-    """Return the handlers of the service.
+def handlers(server: MarketDataServer, gate: GrpcGate | None = None) -> grpc.GenericRpcHandler:
+    """Return the handlers of the service, behind a gate if there is one.
 
     Requests are parsed here, so that bytes that are no message are refused like any other wrong
     request; the answers of streams pass through as they are.
@@ -244,14 +246,21 @@ def handlers(server: MarketDataServer) -> grpc.GenericRpcHandler:
 
     def unary(behaviour: Any, request: Any, response: Any) -> Any:
         async def call(content: bytes, context: Context) -> Any:
-            return await behaviour(_parsed(request, content), context)
+            parsed = _parsed(request, content)
+            if gate is not None:
+                gate.fit(gate.admit(context), Channel.DEPTH, parsed)
+            return await behaviour(parsed, context)
 
         return grpc.unary_unary_rpc_method_handler(
             call, response_serializer=response and response.SerializeToString
         )
 
-    def stream(behaviour: Any) -> Any:
-        return grpc.unary_stream_rpc_method_handler(behaviour)
+    def stream(behaviour: Any, request: Any, channel: Channel) -> Any:
+        def guarded(content: bytes, context: Context) -> Answers:
+            assert gate is not None
+            return gate.guarded(channel, _parsed(request, content), context, behaviour)
+
+        return grpc.unary_stream_rpc_method_handler(guarded if gate else behaviour)
 
     return grpc.method_handlers_generic_handler(
         SERVICE,
@@ -266,21 +275,25 @@ def handlers(server: MarketDataServer) -> grpc.GenericRpcHandler:
             ),
             "ListTrades": unary(server.list_trades, of.ListTradesRequest, of.ListTradesResponse),
             "GetCandles": unary(server.get_candles, of.GetCandlesRequest, of.GetCandlesResponse),
-            "StreamDepth": stream(server.stream_depth),
-            "StreamTrades": stream(server.stream_trades),
-            "StreamTicker": stream(server.stream_ticker),
-            "StreamMarketStatus": stream(server.stream_market_status),
-            "StreamOrders": stream(server.stream_orders),
-            "StreamCandles": stream(server.stream_candles),
+            "StreamDepth": stream(server.stream_depth, of.StreamDepthRequest, Channel.DEPTH),
+            "StreamTrades": stream(server.stream_trades, of.StreamTradesRequest, Channel.TRADES),
+            "StreamTicker": stream(server.stream_ticker, of.StreamTickerRequest, Channel.TICKER),
+            "StreamMarketStatus": stream(
+                server.stream_market_status, of.StreamMarketStatusRequest, Channel.STATUS
+            ),
+            "StreamOrders": stream(server.stream_orders, of.StreamOrdersRequest, Channel.ORDERS),
+            "StreamCandles": stream(
+                server.stream_candles, of.StreamCandlesRequest, Channel.CANDLES
+            ),
         },
     )
 
 
-def service_of(market: Market) -> GrpcService:
-    """Return the gRPC service of a market; its port is never shared."""
+def service_of(market: Market, gate: GrpcGate | None = None) -> GrpcService:
+    """Return the gRPC service of a market, behind a gate if given; its port is never shared."""
     config = market.config
     options = ServerOptions(host=config.host, port=config.port, share_port=False)
     service = GrpcService(options, [SERVICE], [HEALTH_NAME])
-    service.server.add_generic_rpc_handlers((handlers(MarketDataServer(market)),))
+    service.server.add_generic_rpc_handlers((handlers(MarketDataServer(market), gate),))
     service.goodbyes.append(market.goodbye)
     return service

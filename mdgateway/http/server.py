@@ -196,10 +196,16 @@ class HttpServer:
             member.end(KEY_ENDED, "KEY_ENDED")
 
 
-def http_server(market: Market, config: HttpConfig) -> HttpServer:
-    """Return the door with the keys of its settings; raises InvalidKeyFile, OSError."""
-    admission = Admission(Keyring(config.keys), TIERS, config.anonymous_tier)
-    return HttpServer(market, config, admission)
+def admission_of(config: HttpConfig) -> Admission:
+    """Return who may come in by the settings; raises InvalidKeyFile, OSError."""
+    return Admission(Keyring(config.keys), TIERS, config.anonymous_tier)
+
+
+def http_server(
+    market: Market, config: HttpConfig, admission: Admission | None = None
+) -> HttpServer:
+    """Return the door, with the keys of its settings unless it is to count with others."""
+    return HttpServer(market, config, admission or admission_of(config))
 
 
 def _refused(
