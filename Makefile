@@ -8,6 +8,7 @@ STAMP  := $(VENV)/.installed
 IMAGE  ?= holdfast:dev
 OVERLAYS := $(sort $(wildcard k8s/overlays/*))
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock proto format lint types check browser test sim integration bench run soak \
@@ -63,7 +64,7 @@ browser: ## Install Debian's Chromium, which the tests of the page drive; needs 
 	    echo "No Chromium could be installed: the tests of the page will be passed over."
 
 test: $(if $(CI),browser) lint types ## Everything that must hold: lint, types, contracts and all tests.
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 sim: $(STAMP) ## Only the tests against the plain twins and the simulated mesh.
 	$(BIN)/pytest $(wildcard tests/simulation tests/property) $(PYTEST_ARGS)
