@@ -10,6 +10,7 @@ _MODULES: Final = (
     "run",
     "replay",
     "orders",
+    "watch",
     "money.funds",
     "money.withdrawals",
     "money.books",

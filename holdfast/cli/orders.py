@@ -1,4 +1,4 @@
-"""`holdfast submit`, `cancel`, `orders`, `depth`, `watch`: trade on a running pair by hand."""
+"""`holdfast submit`, `cancel`, `orders`, `depth`: trade on a running pair by hand."""
 
 import argparse
 from typing import Any, Final
@@ -35,7 +35,6 @@ def add_commands(commands: Any) -> None:
     _command(commands, "orders", _orders, "list the open orders of an account")
     depth = _command(commands, "depth", _depth, "show the best levels of both sides")
     depth.add_argument("--levels", type=int, default=10)
-    _command(commands, "watch", _watch, "show trades as they happen")
 
 
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -115,12 +114,4 @@ def _depth(given: argparse.Namespace) -> int:
         for level in levels:
             print(f"{name} {level.price:>14} {level.quantity:>16} {level.order_count:>6}")
     print(f"{depth.pair} at sequence {depth.sequence:,}")
-    return 0
-
-
-def _watch(given: argparse.Namespace) -> int:
-    with _client(given) as client:
-        for trade in client.watch_trades():
-            side = enums_pb2.Side.Name(trade.taker_side).removeprefix("SIDE_").lower()
-            print(f"{trade.trade_number}  {side:<4} {trade.quantity} at {trade.price}", flush=True)
     return 0

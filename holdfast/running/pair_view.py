@@ -109,11 +109,29 @@ class PairScreen:
 
     def picture(self, levels: int) -> RenderableType:
         """Return the pair with so many levels of each side: PAIR_LINES + 2 · levels lines."""
+        return Group(self._headline(), self._figures(), self._panels(levels))
+
+    def market_picture(self, levels: int) -> RenderableType:
+        """Return what the market data alone say, in as many lines."""
+        return Group(*self._market_lines(), self._panels(levels))
+
+    def _panels(self, levels: int) -> RenderableType:
         grid = Table.grid(expand=True, padding=(0, 1))
         grid.add_column(ratio=11)
         grid.add_column(ratio=9)
         grid.add_row(self._book_panel(levels), self._trades_panel(2 * levels + 1))
-        return Group(self._headline(), self._figures(), grid)
+        return grid
+
+    def _market_lines(self) -> tuple[Text, Text]:
+        first = Text(f"{self.pair}  ", style="bold", no_wrap=True, overflow="ellipsis")
+        second = Text(no_wrap=True, overflow="ellipsis", style="dim")
+        if self.ticker is not None:
+            first.append(f"last {self.ticker.last_trade.price or 'none'}")
+            first.append(f"   day {self.ticker.day_low} to {self.ticker.day_high}", style="dim")
+            second.append(f"24 h volume {self.ticker.volume_24h}, {self.ticker.turnover_24h} quote")
+        if self.book is not None:
+            second.append(f"   sequence {self.book.sequence:,} of epoch {self.book.epoch}")
+        return first, second
 
     def _headline(self) -> RenderableType:
         text = Text(f"{self.pair}  ", style="bold", no_wrap=True, overflow="ellipsis")

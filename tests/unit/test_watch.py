@@ -1,0 +1,36 @@
+"""The market in a terminal: what the gateway alone says, in the lines there are."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from exchange.v1 import market_data_pb2
+from holdfast.running.pair_view import PAIR_LINES, PairScreen
+
+
+def shown(screen: PairScreen, levels: int, width: int = 90) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    with console.capture() as captured:
+        console.print(screen.market_picture(levels))
+    return captured.get().splitlines()
+
+
+@pytest.mark.parametrize("levels", [1, 8, 24])
+def test_the_picture_fills_the_lines_it_was_given(levels: int) -> None:
+    lines = shown(PairScreen("BTC-USDT"), levels)
+    assert len(lines) == PAIR_LINES + 2 * levels
+    assert max(map(len, lines)) <= 90
+
+
+def test_the_figures_are_the_tickers() -> None:
+    ticker = market_data_pb2.Ticker(
+        last_trade=market_data_pb2.Trade(price="64000.10"),
+        day_low="62900.00",
+        day_high="64100.00",
+        volume_24h="12.50000",
+        turnover_24h="798000.00",
+    )
+    first, second, *_ = shown(PairScreen("BTC-USDT", ticker=ticker), 3)
+    assert first.split() == ["BTC-USDT", "last", "64000.10", "day", "62900.00", "to", "64100.00"]
+    assert second.strip() == "24 h volume 12.50000, 798000.00 quote"
