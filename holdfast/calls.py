@@ -1,7 +1,8 @@
 """Calls and streams that heal: again while nobody answers, within one patience."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, TypeVar
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
 
 import grpc
 
@@ -17,6 +18,26 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.enable_http_proxy", 0),
 )
+
+
+class Closing:
+    """A client that is closed at the end of `async with`."""
+
+    async def close(self) -> None:
+        """End all calls and connections."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
 
 Message = TypeVar("Message")
 Metadata = tuple[tuple[str, str], ...]

@@ -9,8 +9,7 @@ stopped. Answers are the messages of the contract; errors are those of `holdfast
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 from grpc import aio
 
@@ -27,7 +26,7 @@ from exchange.v1 import (
 )
 from holdfast import requests
 from holdfast.book import Book
-from holdfast.calls import CHANNEL_OPTIONS, Metadata, made, until_lost
+from holdfast.calls import CHANNEL_OPTIONS, Closing, Metadata, made, until_lost
 from holdfast.market.client import MARKET_DATA_TARGET, AsyncMarketData
 from holdfast.retry import Attempts, Retry
 from holdfast.streams import AsyncBatches, AsyncSession
@@ -37,7 +36,7 @@ ORDERS_TARGET: Final = "127.0.0.1:8850"
 Message = TypeVar("Message")
 
 
-class AsyncClient:
+class AsyncClient(Closing):
     """One account's, or an operator's, view of one pair. Use as an async context manager.
 
     `account` is needed for orders, not for market data. `target` is order entry, `market_data` the
@@ -63,17 +62,6 @@ class AsyncClient:
         self._feed = execution_feed_pb2_grpc.ExecutionFeedServiceStub(self._orders_channel)
         self._admin = pair_admin_pb2_grpc.PairAdminServiceStub(self._orders_channel)
         self.market = AsyncMarketData(market_data, retry=retry)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """End all calls and connections."""

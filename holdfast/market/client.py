@@ -8,21 +8,20 @@ numbers without gaps: a hole in them says that the gateway no longer had some.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from grpc import aio
 
 from exchange.v1 import market_data_pb2, market_data_pb2_grpc
 from holdfast.book import Book, Gap
-from holdfast.calls import CHANNEL_OPTIONS, Message, Metadata, made, until_lost
+from holdfast.calls import CHANNEL_OPTIONS, Closing, Message, Metadata, made, until_lost
 from holdfast.retry import Attempts, Retry
 
 MARKET_DATA_TARGET: Final = "127.0.0.1:8851"
 KEY_METADATA: Final = "holdfast-market-data-key"
 
 
-class AsyncMarketData:
+class AsyncMarketData(Closing):
     """Instruments, tickers, books, trades and candles. Use as an async context manager.
 
     `key` is a market data key; without one the gateway's anonymous tier applies.
@@ -35,17 +34,6 @@ class AsyncMarketData:
         self._metadata: Metadata = ((KEY_METADATA, key),) if key else ()
         self._channel = aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._stub = market_data_pb2_grpc.MarketDataServiceStub(self._channel)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """End all calls and the connection."""

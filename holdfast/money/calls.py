@@ -7,8 +7,7 @@ time: so a repeated call never moves money twice.
 
 from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 from grpc import aio
@@ -21,10 +20,11 @@ from exchange.v1 import (
     pair_admin_pb2_grpc,
     risk_pb2_grpc,
 )
-from holdfast.errors import CallFailed, TryAgain, of_rpc_error
+from holdfast.calls import Closing, made
+from holdfast.errors import CallFailed, of_rpc_error
 from holdfast.money.amounts import decimal_of, decimals_in, invalid
 from holdfast.money.words import OWNER_KINDS
-from holdfast.retry import Attempts, Retry
+from holdfast.retry import Retry
 
 LEDGER_TARGET: Final = "127.0.0.1:8870"
 RISK_TARGET: Final = "127.0.0.1:8871"
@@ -43,7 +43,7 @@ _CHANNEL_OPTIONS: Final = (
 )
 
 
-class Calls:
+class Calls(Closing):
     """Connections to the ledger, the risk service and the pairs; made when first used."""
 
     def __init__(
@@ -78,17 +78,6 @@ class Calls:
         self._channels.append(channel)
         return channel
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
     async def close(self) -> None:
         """End all calls and connections."""
         for channel in self._channels:
@@ -98,14 +87,7 @@ class Calls:
         self, method: Callable[..., Awaitable[Message]], request: Any, retry: Retry | None = None
     ) -> Message:
         """Make a call, again while the trouble may pass. Raises CallFailed."""
-        attempts = Attempts(retry or self.retry)
-        while True:
-            try:
-                return await self._call_once(method, request, attempts.attempt_s())
-            except TryAgain:
-                if attempts.spent():
-                    raise
-            await attempts.pause()
+        return await made(method, request, retry or self.retry)
 
     async def _call_once(
         self, method: Callable[..., Awaitable[Message]], request: Any, attempt_s: float = 0
