@@ -41,8 +41,10 @@ from ledgerd.reserves.merkle import Leaf, tree
 
 COMPLAINT_LIMIT: Final = 100
 """So many complaints are spelt out; a book that is all wrong need not fill the memory."""
-CHUNK_SEALS: Final = 16
-"""Seals verified at a time: of the largest commits, about fifty MiB of rows."""
+CHUNK_SEALS: Final = 4_096
+CHUNK_POSTINGS: Final = 500_000
+"""Seals verified at a time, and about how many postings they may cover: some fifty MiB of rows.
+Each time all postings of that age are looked through, so many small commits must go together."""
 _SEAL_COLUMNS: Final = (
     "cursor_from, cursor_to, sequence, transfer_count, posting_count, posted_ns, previous, hash"
 )
@@ -141,6 +143,7 @@ def _verify_stream(
         ).fetchall()
         if not seals:
             break
+        seals = _as_many_as_fit(seals)
         low, high = (stream << STREAM_SHIFT) | expected, (stream << STREAM_SHIFT) | seals[-1][1]
         between = f"BETWEEN {low} AND {high - 1}"
         transfers = copied(connection, TRANSFERS, f"WHERE id {between} ORDER BY id")
@@ -162,6 +165,16 @@ def _verify_stream(
             f" {expected} and {last.hex()[:16]}"
         )
     report.heads[stream] = last
+
+
+def _as_many_as_fit(seals: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return the first seals, at least one, that cover no more than CHUNK_POSTINGS."""
+    covered = 0
+    for place, seal in enumerate(seals):
+        covered += seal[4]
+        if covered > CHUNK_POSTINGS:
+            return seals[: max(1, place)]
+    return seals
 
 
 def _verify_seal(
