@@ -95,7 +95,7 @@ def main() -> int:
         prove_stopped(folder, segments, outcome, _say)
         if outcome.complaints:
             kept = folder.parent.with_name(f"{folder.parent.name}-failed")
-            shutil.copytree(folder, kept)
+            shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("bells"))
             _say(f"what is left is in {kept}")
     for complaint in outcome.complaints:
         _say(f"NOT SOUND: {complaint}")
