@@ -41,6 +41,7 @@ Handler = Any
 
 DEFAULT_DEADLINE_S: Final = 5
 """Deadline of a unary call that brings none."""
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 STATUS_DETAILS: Final = "grpc-status-details-bin"
 _OURS: Final = "/exchange."
 _STATUS_OF: Final = {code.value[0]: code for code in grpc.StatusCode}
@@ -329,7 +330,7 @@ class GrpcService:
         From here on SIGTERM and SIGINT ask for the drain.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             loop.add_signal_handler(number, self.request_stop)
         for name in self._health_names:
             await self._set(name, serving=False)
@@ -379,4 +380,22 @@ class GrpcService:
 def run(main: Coroutine[Any, Any, int]) -> int:
     """Run a server's main coroutine on its own uvloop; return its exit status."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+        return runner.run(_released(main))
+
+
+async def _released(main: Coroutine[Any, Any, int]) -> int:
+    """Run a server, and let go of it when it is over: another request to stop has no effect.
+
+    gRPC and the signal module keep the closed loop until the process ends. Its handlers would keep
+    the server, and the server libraries that complain when they find their objects at the end.
+    """
+    try:
+        return await main
+    finally:
+        loop = asyncio.get_running_loop()
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, _stopped_already)
+
+
+def _stopped_already() -> None:
+    """Do nothing."""

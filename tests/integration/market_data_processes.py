@@ -7,10 +7,13 @@ on streams (a process's first line, health's Watch, a subscription), never on a 
 import contextlib
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from exchange.config import load_instrument
 from exchange.packed import RECORD_DTYPE
 from exchange.service import refusal_in
 from exchange.v1 import (
@@ -30,6 +34,7 @@ from exchange.v1 import (
     pair_admin_pb2,
     pair_admin_pb2_grpc,
 )
+from tests.unit.market_data_writer import Writer
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIR = "TEST-USDT"
@@ -131,6 +136,40 @@ class Processes:
         """End everything."""
         for name in list(self.running):
             self.kill(name)
+
+
+@contextlib.contextmanager
+def processes_in_memory() -> Iterator[Processes]:
+    """Give the processes of one exchange a folder in memory; all is gone at the end."""
+    # Not below pytest's own folder, which no other user may enter.
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))
+    folder.chmod(0o755)
+    processes = Processes(folder)
+    try:
+        yield processes
+    finally:
+        processes.close()
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def beating_writer(processes: Processes) -> Iterator[Writer]:
+    """Write a book in this process, with an engine's heartbeat beside it."""
+    writer = Writer(processes.segments, load_instrument(PAIR, processes.instruments))
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.2):
+            writer.heartbeat(time.monotonic_ns())
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield writer
+    finally:
+        ended.set()
+        thread.join()
+        writer.close()
 
 
 def wait_serving(channel: grpc.Channel, name: str, wanted: int = 1) -> None:

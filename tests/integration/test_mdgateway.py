@@ -2,11 +2,8 @@
 
 import os
 import random
-import shutil
 import signal
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,9 @@ from tests.integration.market_data_processes import (
     Levels,
     Processes,
     Traders,
+    beating_writer,
     channel_to,
+    processes_in_memory,
     refusal,
     wait_serving,
 )
@@ -40,31 +39,14 @@ Stub = market_data_pb2_grpc.MarketDataServiceStub
 
 @pytest.fixture
 def processes() -> Iterator[Processes]:
-    # Not below pytest's own folder, which no other user may enter.
-    folder = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))
-    folder.chmod(0o755)
-    processes = Processes(folder)
-    yield processes
-    processes.close()
-    shutil.rmtree(folder)
+    with processes_in_memory() as processes:
+        yield processes
 
 
 @pytest.fixture
 def writer(processes: Processes) -> Iterator[Writer]:
-    """Write a book in this process, with an engine's heartbeat beside it."""
-    writer = Writer(processes.segments, load_instrument(PAIR, processes.instruments))
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(0.2):
-            writer.heartbeat(time.monotonic_ns())
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    yield writer
-    ended.set()
-    thread.join()
-    writer.close()
+    with beating_writer(processes) as writer:
+        yield writer
 
 
 def flat(snapshot: Snapshot) -> Levels:

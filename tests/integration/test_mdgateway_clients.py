@@ -1,11 +1,8 @@
 """Clients in bad weather: cut lines, lost messages, dying engines and gateways, crowds."""
 
 import random
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,6 +19,7 @@ from tests.integration.market_data_processes import (
     Processes,
     Traders,
     channel_to,
+    processes_in_memory,
     wait_serving,
 )
 from tests.integration.plain_client import Cable, PlainClient
@@ -33,11 +31,8 @@ Stub = market_data_pb2_grpc.MarketDataServiceStub
 
 @pytest.fixture
 def processes() -> Iterator[Processes]:
-    folder = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))
-    processes = Processes(folder)
-    yield processes
-    processes.close()
-    shutil.rmtree(folder)
+    with processes_in_memory() as processes:
+        yield processes
 
 
 class Watcher:

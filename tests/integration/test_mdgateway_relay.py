@@ -1,12 +1,9 @@
 """Gateways that follow gateways: the end of a chain tells what the engine published."""
 
 import random
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -20,6 +17,7 @@ from tests.integration.market_data_processes import (
     Levels,
     Processes,
     channel_to,
+    processes_in_memory,
     wait_serving,
 )
 from tests.unit.market_data_writer import Writer
@@ -74,11 +72,8 @@ class Market:
 
 @pytest.fixture
 def processes() -> Iterator[Processes]:
-    folder = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))
-    processes = Processes(folder)
-    yield processes
-    processes.close()
-    shutil.rmtree(folder)
+    with processes_in_memory() as processes:
+        yield processes
 
 
 @pytest.fixture
