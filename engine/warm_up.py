@@ -33,6 +33,7 @@ from engine.process import EngineProcess
 from engine.state_machine import Engine
 from exchange.config import RunFolder, segment_folder
 from exchange.enums import Asset, OrderType, Side, TimeInForce
+from exchange.identity import open_channel
 from exchange.instrument import Instrument
 from exchange.ownership import remove_stale
 from exchange.packed import RECORD_VERSION
@@ -125,7 +126,7 @@ async def _doors(config: EntryConfig) -> None:
     service, process = assemble(config)
     port = await service.start()
     rhythm = asyncio.create_task(process.run(service.set_serving))
-    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with open_channel(f"127.0.0.1:{port}") as channel:
         await _until_serving(process)
         await _fund(channel, config.instrument.pair)
         await _trade(channel, config.instrument.pair)

@@ -5,6 +5,7 @@ The only readers of the environment are here and in each service's ``config``.
 
 import os
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -51,6 +52,24 @@ class RunFolder:
 def segment_folder() -> str:
     """Return the folder of the shared memory segments; HOLDFAST_SEGMENTS overrides it."""
     return os.environ.get("HOLDFAST_SEGMENTS", "/dev/shm")
+
+
+def identity_folder() -> Path | None:
+    """Return the folder of this process's certificate and key, which HOLDFAST_IDENTITY names."""
+    folder = os.environ.get("HOLDFAST_IDENTITY")
+    return Path(folder) if folder else None
+
+
+def followed_pairs(
+    given: Sequence[str], environment: Mapping[str, str] | None = None
+) -> tuple[tuple[str, str], ...]:
+    """Return each pair with the address of its order entry, from texts PAIR=HOST:PORT.
+
+    If none is given they are taken from HOLDFAST_FOLLOW, where white space lies between them.
+    """
+    source = os.environ if environment is None else environment
+    texts = given or source.get("HOLDFAST_FOLLOW", "").split()
+    return tuple((pair, target) for pair, _, target in (text.partition("=") for text in texts))
 
 
 def load_instrument(pair: str, path: Path | None = None) -> Instrument:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from grpc import aio
 
+from exchange.identity import open_channel
 from exchange.records import EXECUTION_BYTES, EXECUTION_WORDS
 from exchange.v1 import execution_feed_pb2, execution_feed_pb2_grpc
 
@@ -85,7 +86,7 @@ class ExecutionFeed:
         self.target = target
         self.connected = False
         """True while the server is heard."""
-        self._channel = aio.insecure_channel(
+        self._channel = open_channel(
             target,
             options=(
                 ("grpc.use_local_subchannel_pool", 1),

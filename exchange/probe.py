@@ -10,6 +10,8 @@ import sys
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from exchange.identity import open_blocking_channel
+
 TIMEOUT_S = 2
 
 
@@ -17,9 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Return the exit code for what the command line asks."""
     parser = argparse.ArgumentParser(prog="python -m exchange.probe", description=__doc__)
     parser.add_argument("address", help="host:port")
-    parser.add_argument("service", help="alive, orders or marketdata")
+    parser.add_argument("service", help="such as alive or orders")
     given = parser.parse_args(arguments)
-    with grpc.insecure_channel(given.address) as channel:
+    with open_blocking_channel(given.address) as channel:
         request = health_pb2.HealthCheckRequest(service=given.service)
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT_S)

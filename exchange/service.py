@@ -34,6 +34,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from exchange.identity import OURS, call_refusal, listen, own_identity
 from exchange.refusal import DOMAIN, Code, Refusal, Refused
 
 Context = aio.ServicerContext[Any, Any]
@@ -43,7 +44,6 @@ DEFAULT_DEADLINE_S: Final = 5
 """Deadline of a unary call that brings none."""
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 STATUS_DETAILS: Final = "grpc-status-details-bin"
-_OURS: Final = "/exchange."
 _STATUS_OF: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,12 @@ class NotLoopback(ValueError):
 
 
 def require_loopback(host: str) -> None:
-    """Refuse every address but the machine's own. Raises NotLoopback with a sentence."""
+    """Refuse every address but the machine's own, unless callers have to show certificates.
+
+    Raises NotLoopback with a sentence, and InvalidIdentity.
+    """
+    if own_identity() is not None:
+        return
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -62,7 +67,8 @@ def require_loopback(host: str) -> None:
     if not loopback:
         raise NotLoopback(
             f"host is {host!r}; it must be a loopback address such as 127.0.0.1, because callers"
-            " are believed when they name their account"
+            " are believed when they name their account; with HOLDFAST_IDENTITY they show"
+            " certificates and any address will do"
         )
 
 
@@ -73,6 +79,8 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 0
     """0: any free port; the one chosen is what `GrpcService.start` returns."""
+    everybody: bool = False
+    """True: what is served is public, and no certificate is asked of anybody."""
     share_port: bool = False
     """True: several processes listen to one port and the kernel spreads connections over them."""
     receive_limit_bytes: int = 1 << 20
@@ -229,7 +237,9 @@ class Doorkeeper(aio.ServerInterceptor):
     ours and never end, such as somebody's watch on the health.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, guarded: bool) -> None:
+        """Make it; if `guarded`, callers need a role that may call what they call."""
+        self._guarded = guarded
         self._open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -238,8 +248,11 @@ class Doorkeeper(aio.ServerInterceptor):
         """Wait until no call of ours is under way."""
         await self._idle.wait()
 
-    def _counted(self, call: Callable[[Any, Context], Awaitable[Any]]) -> Any:
+    def _counted(self, call: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
         async def counted(request: Any, context: Context) -> Any:
+            refusal = call_refusal(method, context) if self._guarded else None
+            if refusal is not None:
+                await abort(context, refusal)
             self._open += 1
             self._idle.clear()
             try:
@@ -259,20 +272,20 @@ class Doorkeeper(aio.ServerInterceptor):
         """Return the wrapped handler of a method of ours, any other handler as it is."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None or not method.startswith(_OURS):
+        if handler is None or not method.startswith(OURS):
             return handler
         coders = {
             "request_deserializer": _read(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
-            wrapped = self._counted(_unary(handler.unary_unary, method))
+            wrapped = self._counted(_unary(handler.unary_unary, method), method)
             return grpc.unary_unary_rpc_method_handler(wrapped, **coders)
         if handler.unary_stream:
-            wrapped = self._counted(_stream(handler.unary_stream, method))
+            wrapped = self._counted(_stream(handler.unary_stream, method), method)
             return grpc.unary_stream_rpc_method_handler(wrapped, **coders)
         assert handler.stream_stream, f"{method} is of a kind that this house does not use"
-        wrapped = self._counted(_stream(handler.stream_stream, method))
+        wrapped = self._counted(_stream(handler.stream_stream, method), method)
         return grpc.stream_stream_rpc_method_handler(wrapped, **coders)
 
 
@@ -307,7 +320,8 @@ class GrpcService:
         self, options: ServerOptions, names: Iterable[str], health_names: Iterable[str]
     ) -> None:
         self.options = options
-        self._doorkeeper = Doorkeeper()
+        self._identity = None if options.everybody else own_identity()
+        self._doorkeeper = Doorkeeper(guarded=self._identity is not None)
         self.server = aio.server(
             interceptors=[self._doorkeeper],
             options=options.channel_arguments(),
@@ -334,7 +348,7 @@ class GrpcService:
             loop.add_signal_handler(number, self.request_stop)
         for name in self._health_names:
             await self._set(name, serving=False)
-        port = self.server.add_insecure_port(f"{self.options.host}:{self.options.port}")
+        port = listen(self.server, f"{self.options.host}:{self.options.port}", self._identity)
         await self.server.start()
         await self._set("alive", serving=True)
         return port

@@ -11,9 +11,8 @@ stopped. Answers are the messages of the contract; errors are those of `holdfast
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
-from grpc import aio
-
 from exchange.enums import Asset, Side
+from exchange.identity import open_channel
 from exchange.v1 import (
     execution_feed_pb2,
     execution_feed_pb2_grpc,
@@ -57,7 +56,7 @@ class AsyncClient(Closing):
         self.retry = (retry or Retry()).validate()
         self.next_client_order_id = requests.ClientOrderIds()
         self._metadata: Metadata = ((requests.ACCOUNT_KEY, str(account)),)
-        self._orders_channel = aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._orders_channel = open_channel(target, options=CHANNEL_OPTIONS)
         self._orders = order_entry_pb2_grpc.OrderEntryServiceStub(self._orders_channel)
         self._feed = execution_feed_pb2_grpc.ExecutionFeedServiceStub(self._orders_channel)
         self._admin = pair_admin_pb2_grpc.PairAdminServiceStub(self._orders_channel)

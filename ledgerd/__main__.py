@@ -4,6 +4,8 @@ Starts the embedded PostgreSQL of the run folder (or uses the server it is given
 tables up to date, lists the pairs, settles each from where it stands, and serves LedgerService
 and FundsService.
 
+    python -m ledgerd migrate --run DIR     bring the tables up to date and end: with --owner-url,
+                                            before a `serve` that has none
     python -m ledgerd verify --run DIR      prove the books; exit status 1 names what is wrong
 """
 
@@ -17,7 +19,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from exchange.config import load_instrument
+from exchange.config import followed_pairs, load_instrument
 from exchange.instrument import Instrument, InvalidInstrument
 from exchange.service import NotLoopback, ServerOptions, require_loopback, run
 from exchange.v1 import funds_pb2_grpc
@@ -57,7 +59,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("action", nargs="?", choices=("serve", "verify"), default="serve")
+    parser.add_argument(
+        "action", nargs="?", choices=("serve", "migrate", "verify"), default="serve"
+    )
     parser.add_argument("--run", type=Path, required=True, help="the run folder")
     parser.add_argument(
         "--follow",
@@ -76,13 +80,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _config(arguments: argparse.Namespace) -> LedgerConfig:
-    pairs = tuple(
-        (pair, target) for pair, _, target in (item.partition("=") for item in arguments.follow)
-    )
     require_loopback(arguments.host)
+    ownerless = arguments.action == "migrate" and arguments.database_url and not arguments.owner_url
+    if ownerless:
+        raise InvalidSetting("owner_url is ''; to migrate, it must be the address as the owner")
     return LedgerConfig(
         run=arguments.run,
-        pairs=pairs,
+        pairs=followed_pairs(arguments.follow),
         host=arguments.host,
         port=arguments.port,
         database_url=arguments.database_url,
@@ -107,7 +111,10 @@ class Database:
             self._owner = owner.render_as_string(hide_password=False)
 
     def start(self, *, prepare: bool) -> None:
-        """Start the server; make and migrate the tables if asked. Raises DatabaseTrouble, GONE."""
+        """Start the server; make and migrate the tables if asked, as far as we may.
+
+        Raises DatabaseTrouble, GONE.
+        """
         if self._embedded is not None:
             self._started = self._embedded.start()
             if prepare:
@@ -250,7 +257,9 @@ def main(argv: list[str] | None = None) -> int:
         config.run.mkdir(parents=True, exist_ok=True)
         database = Database(config)
         try:
-            database.start(prepare=arguments.action == "serve")
+            database.start(prepare=arguments.action != "verify")
+            if arguments.action == "migrate":
+                return 0
             engine = connect(database.url, config.pool_size)
             try:
                 if arguments.action == "verify":

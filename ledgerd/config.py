@@ -69,9 +69,13 @@ class LedgerConfig:
 def settings_from(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the defaults that the environment gives.
 
-    HOLDFAST_LEDGER_HOST, _PORT, _DATABASE_URL and _OWNER_URL.
+    HOLDFAST_LEDGER_HOST, _PORT, _DATABASE_URL and _OWNER_URL. Raises InvalidSetting for an address
+    that is given and empty: books on a server must never silently become embedded ones.
     """
     source = os.environ if environment is None else environment
+    for name in ("HOLDFAST_LEDGER_DATABASE_URL", "HOLDFAST_LEDGER_OWNER_URL"):
+        limit = "the address of a PostgreSQL, or not be set at all"
+        _demand(source.get(name) != "", name, "", limit)
     return {
         "host": source.get("HOLDFAST_LEDGER_HOST", "127.0.0.1"),
         "port": source.get("HOLDFAST_LEDGER_PORT", str(DEFAULT_PORT)),

@@ -316,6 +316,13 @@ def _system_user() -> pwd.struct_passwd | None:
     )
 
 
+def driven(url: URL | str) -> URL:
+    """Return an address with the driver that is installed, where it names none."""
+    made = make_url(url)
+    named = made.drivername not in {"postgresql", "postgres"}
+    return made if named else made.set(drivername="postgresql+psycopg")
+
+
 def connect(url: URL | str, pool_size: int = 8) -> Engine:
     """Return a pool of connections at READ COMMITTED; a dead connection is replaced when taken.
 
@@ -323,7 +330,7 @@ def connect(url: URL | str, pool_size: int = 8) -> Engine:
     seconds, and a connection attempt after five: no caller hangs.
     """
     return create_engine(
-        make_url(url),
+        driven(url),
         isolation_level="READ COMMITTED",
         pool_size=pool_size,
         max_overflow=0,
@@ -341,5 +348,5 @@ def migrate(url: URL | str, revision: str = "head") -> None:
     """Bring a database to a revision, as the role that owns it."""
     settings = Config()
     settings.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    settings.attributes["url"] = make_url(url)
+    settings.attributes["url"] = driven(url)
     command.upgrade(settings, revision)

@@ -30,11 +30,11 @@ from typing import Final
 import grpc
 import numpy as np
 import psycopg
-from grpc import aio
 
 from exchange import records
 from exchange.enums import ExecutionKind
 from exchange.feed import Chunk, ExecutionFeed, FeedBroken, FeedOutOfRange, FeedRefused, Rows
+from exchange.identity import open_channel
 from exchange.instrument import Instrument
 from exchange.refusal import Refused
 from exchange.v1 import pair_admin_pb2, pair_admin_pb2_grpc
@@ -222,7 +222,7 @@ class PairFollower:
         """Ask for a digest whenever something is not covered by one, and wait until it came."""
         options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
         request = pair_admin_pb2.DigestAccountsRequest(pair=self.status.pair)
-        async with aio.insecure_channel(self._target, options=options) as channel:
+        async with open_channel(self._target, options=options) as channel:
             stub = pair_admin_pb2_grpc.PairAdminServiceStub(channel)
             while True:
                 await self._unchecked.wait()

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from sqlalchemy import Engine
 
 from exchange.enums import Asset
+from exchange.identity import listen, own_identity
 from exchange.refusal import Refusal, Refused
 from exchange.service import ServerOptions
 from exchange.units import format_decimal
@@ -26,7 +27,7 @@ from ledgerd import audit
 from ledgerd.books import queries
 from ledgerd.chart import OwnerKind, Purpose
 from ledgerd.days.close import close_of, closed_days
-from ledgerd.doors.answers import answered, enumerated, identity
+from ledgerd.doors.answers import RoleCheck, answered, enumerated, identity
 from ledgerd.doors.ledger_messages import (
     account_name,
     balance_line,
@@ -391,11 +392,13 @@ class LedgerServer:
     ) -> None:
         """Make the server; `beside` names the other services that are added to it."""
         self.options = options
+        self._identity = own_identity()
         self._names = (SERVICE_NAME, *beside)
         self.health = health.HealthServicer()
         self.server = grpc.server(
             futures.ThreadPoolExecutor(threads, thread_name_prefix="ledger-call"),
             options=options.channel_arguments(),
+            interceptors=[] if self._identity is None else [RoleCheck()],
             maximum_concurrent_rpcs=options.concurrent_call_limit,
         )
         ledger_pb2_grpc.add_LedgerServiceServicer_to_server(servicer, self.server)
@@ -406,7 +409,7 @@ class LedgerServer:
     def start(self) -> int:
         """Listen; return the port. Raises RuntimeError if it is taken."""
         self.set_serving(False)
-        port = int(self.server.add_insecure_port(f"{self.options.host}:{self.options.port}"))
+        port = listen(self.server, f"{self.options.host}:{self.options.port}", self._identity)
         self.server.start()
         status = health_pb2.HealthCheckResponse.SERVING
         self.health.set("alive", status)

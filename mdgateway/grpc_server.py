@@ -292,7 +292,7 @@ def handlers(server: MarketDataServer, gate: GrpcGate | None = None) -> grpc.Gen
 def service_of(market: Market, gate: GrpcGate | None = None) -> GrpcService:
     """Return the gRPC service of a market, behind a gate if given; its port is never shared."""
     config = market.config
-    options = ServerOptions(host=config.host, port=config.port, share_port=False)
+    options = ServerOptions(host=config.host, port=config.port, share_port=False, everybody=True)
     service = GrpcService(options, [SERVICE], [HEALTH_NAME])
     service.server.add_generic_rpc_handlers((handlers(MarketDataServer(market), gate),))
     service.goodbyes.append(market.goodbye)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from exchange.config import followed_pairs
 from exchange.service import require_loopback
 
 DEFAULT_PORT: Final = 50_081
@@ -69,7 +70,8 @@ def parse(
 ) -> RiskConfig:
     """Return the configuration given on the command line. Raises InvalidSetting, NotLoopback.
 
-    HOLDFAST_RISK_HOST, _PORT, _DATABASE_URL and _LEDGER give the defaults.
+    HOLDFAST_RISK_HOST, _PORT, _DATABASE_URL and _LEDGER give the defaults, HOLDFAST_FOLLOW the
+    pairs.
     """
     source = os.environ if environment is None else environment
     parser = argparse.ArgumentParser(
@@ -94,9 +96,8 @@ def parse(
     parser.add_argument("--sticky", type=int, default=1_000, help="milliseconds money stays")
     parser.add_argument("--headroom", type=int, default=100, help="per cent beyond a shortage")
     given = parser.parse_args(arguments)
-    pairs = [item.partition("=") for item in given.follow]
     return RiskConfig(
-        pairs=tuple((pair, target) for pair, _, target in pairs),
+        pairs=followed_pairs(given.follow, source),
         database_url=given.database_url,
         ledger=given.ledger,
         run=given.run,

@@ -12,6 +12,7 @@ from grpc import aio
 
 from exchange.enums import Asset, CommandKind, ExecutionKind, PairStatus, Reason
 from exchange.feed import ExecutionFeed
+from exchange.identity import open_channel
 from exchange.instrument import Instrument
 from exchange.service import refusal_in
 from exchange.units import ticks_to_price, units_to_amount
@@ -75,7 +76,7 @@ class LedgerLink:
 
     def __init__(self, target: str) -> None:
         self.target = target
-        self._channel = aio.insecure_channel(target, options=_OPTIONS)
+        self._channel = open_channel(target, options=_OPTIONS)
         self._stub: Any = ledger_pb2_grpc.LedgerServiceStub(self._channel)
         self._kinds: dict[int, Any] = {}
 
@@ -173,7 +174,7 @@ class PairLink:
         self.instrument = instrument
         self.pair = instrument.pair
         self.feed = ExecutionFeed(target, instrument.pair)
-        self._channel = aio.insecure_channel(target, options=_OPTIONS)
+        self._channel = open_channel(target, options=_OPTIONS)
         self._stub: Any = pair_admin_pb2_grpc.PairAdminServiceStub(self._channel)
 
     async def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import grpc
 from grpc import aio
 
+from exchange.identity import open_channel
 from exchange.v1 import (
     funds_pb2,
     funds_pb2_grpc,
@@ -74,7 +75,7 @@ class Calls(Closing):
         }
 
     def _channel(self, target: str) -> aio.Channel:
-        channel = aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        channel = open_channel(target, options=_CHANNEL_OPTIONS)
         self._channels.append(channel)
         return channel
 

@@ -4,9 +4,9 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import grpc
-from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from exchange.identity import open_channel
 from exchange.v1 import ledger_pb2_grpc, risk_pb2_grpc
 from holdfast.errors import TryAgain, of_rpc_error
 from holdfast.retry import Attempts, Retry
@@ -50,8 +50,8 @@ class Services:
     """Channels to the books and to the risk service. Use as an async context manager."""
 
     def __init__(self, plan: MoneyPlan) -> None:
-        self._ledger = aio.insecure_channel(plan.ledger, options=_OPTIONS)
-        self._risk = aio.insecure_channel(plan.risk, options=_OPTIONS)
+        self._ledger = open_channel(plan.ledger, options=_OPTIONS)
+        self._risk = open_channel(plan.risk, options=_OPTIONS)
         self.books: Any = ledger_pb2_grpc.LedgerServiceStub(self._ledger)
         self.risk: Any = risk_pb2_grpc.RiskServiceStub(self._risk)
         self._health = {

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import grpc
 
+from exchange.identity import OURS, call_refusal
 from exchange.refusal import Code, Refusal, Refused
 from exchange.service import STATUS_DETAILS, status_of
 from ledgerd.custody.adapter import CustodyUnavailable
@@ -45,6 +46,31 @@ def _abort(context: grpc.ServicerContext, refusal: Refusal) -> NoReturn:
     context.set_trailing_metadata(details)
     context.abort(_STATUS_OF[int(refusal.code)], refusal.message)
     raise AssertionError("abort returned")
+
+
+class RoleCheck(grpc.ServerInterceptor):
+    """Lets a call through if the role of its caller may make it; for servers with an identity."""
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Any],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Return the handler of a method of ours with the check before it, any other as it is."""
+        handler, method = continuation(handler_call_details), str(handler_call_details.method)
+        if handler is None or not method.startswith(OURS):
+            return handler
+        assert handler.unary_unary, f"{method} is of a kind that the books do not use"
+
+        def checked(request: Any, context: grpc.ServicerContext) -> Any:
+            refusal = call_refusal(method, context)
+            if refusal is not None:
+                _abort(context, refusal)
+            return handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(
+            checked, handler.request_deserializer, handler.response_serializer
+        )
 
 
 def answered(call: Call[Request, Response]) -> Call[Request, Response]:

@@ -5,6 +5,7 @@ from uuid import UUID
 
 import grpc
 
+from exchange.identity import open_blocking_channel
 from exchange.refusal import Code, Refusal
 from exchange.v1 import risk_pb2, risk_pb2_grpc
 from ledgerd.custody.adapter import Unanswered
@@ -37,7 +38,7 @@ class RiskLink:
 
     def __init__(self, target: str) -> None:
         self.target = target
-        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        self._channel = open_blocking_channel(target, options=_OPTIONS)
         self._stub: Any = risk_pb2_grpc.RiskServiceStub(self._channel)
 
     def reserve(self, made: UUID, account: int, asset: str, amount_units: int) -> Refusal | None:

@@ -35,6 +35,9 @@ def test_arguments_come_before_the_environment() -> None:
         "127.0.0.1:8",
     )
     assert parse(GOOD[:2], environment).database_url == "postgresql:///from-environment"
+    listed = environment | {"HOLDFAST_FOLLOW": "A-B=127.0.0.1:1\nC-D=127.0.0.1:2"}
+    assert parse([], listed).pairs == (("A-B", "127.0.0.1:1"), ("C-D", "127.0.0.1:2"))
+    assert parse(GOOD, listed).pairs == (("BTC-USDT", "127.0.0.1:1"),)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from grpc import aio
 
 from engine.entry.risk.breaker import Breaker
 from engine.entry.risk.needs import Need
+from exchange.identity import open_channel
 from exchange.v1 import risk_pb2, risk_pb2_grpc
 
 LIMITS_S: Final = 1
@@ -59,7 +60,7 @@ class RiskLink:
         """How long the service may take to have money here; its answer half as long again."""
         self.pair = pair
         self._breaker = Breaker()
-        self._channel = aio.insecure_channel(target, options=_OPTIONS)
+        self._channel = open_channel(target, options=_OPTIONS)
         self._stub: Any = risk_pb2_grpc.RiskServiceStub(self._channel)
 
     async def close(self) -> None:
