@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Run until SIGTERM or SIGINT; return the exit code."""
+    """Run until SIGTERM or SIGINT; SIGUSR1 closes the pair for orders. Return the exit code."""
     logging.basicConfig(level=logging.INFO, format="engine %(levelname)s %(message)s")
     config = read_config()
     log.info(describe(config))
@@ -25,6 +25,7 @@ def main() -> int:
         return 1
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.stop())
+    signal.signal(signal.SIGUSR1, lambda *_: process.close_doors())
     process.run()
     return 0
 

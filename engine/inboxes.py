@@ -14,8 +14,9 @@ from exchange.book_layout import segment_name
 from exchange.config import RunFolder
 from exchange.doorbell import Ringer
 from exchange.intake import CURSOR_STRIDE, INBOX_JOURNAL, inbox_layout, inbox_purpose
-from exchange.ownership import Borrowed, LayoutMismatch, SegmentMissing
-from exchange.ring import RingConsumer, take_rows
+from exchange.ownership import Borrowed, LayoutMismatch, SegmentMissing, Status
+from exchange.ring import TAIL, RingConsumer, take_rows
+from exchange.segment import HeaderWord
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,19 @@ class BorrowedInbox:
     def cursor(self) -> int:
         """Return how many records of this ring were taken for good."""
         return atomics.load(self._cursors, self._index)
+
+    @property
+    def waiting(self) -> bool:
+        """Say whether commands are in the ring that were not taken for good."""
+        return self._consumer is not None and self._consumer.control[TAIL] != self.cursor
+
+    def seen_after(self, moment_ns: int, now_ns: int) -> bool:
+        """Say whether the owner, if there is a living one, looked around after a moment."""
+        if self._borrowed is None:
+            return True
+        if atomics.load(self._borrowed.header, HeaderWord.HEARTBEAT_NS) > moment_ns:
+            return True
+        return self._borrowed.status(now_ns) in (Status.CLOSED, Status.DEAD)
 
     def refresh(self) -> bool:
         """Open the inbox if it has appeared or was made anew; say whether anything changed."""

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from engine.closing import Closing
 from engine.config import EngineConfig
 from engine.durability.snapshot import Capture, SnapshotFailed, sequences, write
 from engine.inboxes import BorrowedInbox
@@ -81,6 +82,7 @@ class EngineProcess:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._stopping = False
         self._watch_open_inboxes()
+        self._closing = Closing(self.sequencer, self.inboxes)
         self._cared_ns = 0
         self.sequencer.set_state(STATE_READY)
         _log.info(
@@ -128,6 +130,10 @@ class EngineProcess:
         """Ask the loop to finish what was taken and end; safe from a signal handler."""
         self._stopping = True
 
+    def close_doors(self) -> None:
+        """Ask for no more orders from traders while the rest goes on; for a signal handler."""
+        self._closing.ask()
+
     def run(self) -> None:
         """Work until ``stop``; then drain the inboxes, take a snapshot and close."""
         while not self._stopping:
@@ -169,6 +175,7 @@ class EngineProcess:
                 _log.info("inbox %d is open", inbox.ring)
         if sum(inbox.tail_address for inbox in self.inboxes) != self._tails.sum():
             self._watch_open_inboxes()
+        self._closing.look(now_ns)
         self._care_for_snapshot()
 
     def _care_for_snapshot(self) -> None:

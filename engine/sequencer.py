@@ -96,6 +96,7 @@ class Sequencer:
         self.chain_hash = chain_hash
         self.inboxes: list[Inbox] = []
         self.listeners: list[Listener] = []
+        self._able = STATE_READY
         self._control = intake["control"]
         self._public = engine.book["scalars"]
         self._scalars = engine.vault["scalars"]
@@ -108,6 +109,12 @@ class Sequencer:
         if self._control[INTAKE_STATE] != state:
             atomics.store(self._control, INTAKE_STATE, state)
             self._public[ENGINE_STATE] = state
+
+    def take(self, state: int) -> None:
+        """Be in this state while commands are taken; as long as nothing is said, READY."""
+        if self._control[INTAKE_STATE] == self._able:
+            self.set_state(state)
+        self._able = state
 
     def step(self, now_ns: int) -> int:
         """Carry one batch through; return how many commands it had, 0 when nothing could be done.
@@ -126,7 +133,7 @@ class Sequencer:
         except (JournalBlocked, LogBlocked):
             self.set_state(STATE_JOURNAL_BLOCKED)
             return 0
-        self.set_state(STATE_READY)
+        self.set_state(self._able)
         self._apply(time_ns)
         count = batch.count
         batch.count = 0

@@ -126,6 +126,8 @@ STATE_STARTING: Final = 0
 STATE_READY: Final = 1
 STATE_JOURNAL_BLOCKED: Final = 2
 STATE_DRAINING: Final = 3
+STATE_CLOSING: Final = 4
+STATE_CLOSED: Final = 5
 
 
 def bitmap_words(price_capacity_ticks: int) -> tuple[int, int, int, int]:

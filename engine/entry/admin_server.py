@@ -17,6 +17,8 @@ from engine.order_entry import (
 )
 from exchange import atomics
 from exchange.book_layout import (
+    STATE_CLOSED,
+    STATE_CLOSING,
     STATE_DRAINING,
     STATE_JOURNAL_BLOCKED,
     STATE_READY,
@@ -38,6 +40,8 @@ _STATES: Final = {
     STATE_READY: enums_pb2.ENGINE_STATE_READY,
     STATE_JOURNAL_BLOCKED: enums_pb2.ENGINE_STATE_JOURNAL_BLOCKED,
     STATE_DRAINING: enums_pb2.ENGINE_STATE_DRAINING,
+    STATE_CLOSING: enums_pb2.ENGINE_STATE_CLOSING,
+    STATE_CLOSED: enums_pb2.ENGINE_STATE_CLOSED,
 }
 
 

@@ -14,6 +14,8 @@ from engine.entry.batches import expand_records
 from engine.order_entry import Command
 from exchange import atomics
 from exchange.book_layout import (
+    STATE_CLOSED,
+    STATE_CLOSING,
     STATE_DRAINING,
     STATE_JOURNAL_BLOCKED,
     STATE_READY,
@@ -21,6 +23,7 @@ from exchange.book_layout import (
 )
 from exchange.config import RunFolder, segment_folder
 from exchange.doorbell import Ringer
+from exchange.enums import CommandKind
 from exchange.intake import (
     CURSOR_STRIDE,
     INBOX_CAPACITY,
@@ -49,6 +52,12 @@ _STATES: Final = {
     ),
     STATE_DRAINING: Refusal(Code.UNAVAILABLE, "ENGINE_NOT_READY", "the engine is stopping"),
 }
+_CLOSING: Final = (STATE_CLOSING, STATE_CLOSED)
+_CLOSED: Final = Refusal(
+    Code.UNAVAILABLE, "ENGINE_NOT_READY", "the pair is closing; it takes cancels and no orders"
+)
+_ORDERS: Final = (CommandKind.NEW_ORDER, CommandKind.AMEND_ORDER)
+"""What a pair that is closing takes no more of: what may trade."""
 _NOT_READY: Final = Refusal(Code.UNAVAILABLE, "ENGINE_NOT_READY", "the engine is starting")
 _RING_FULL: Final = Refusal(
     Code.RESOURCE_EXHAUSTED,
@@ -152,10 +161,15 @@ class Inbox:
             raise OtherJournal(f"the engine of {self._pair} continues another journal now")
         self._producer = self._connect()
 
-    def refusal(self, acked: int, count: int, spare: int = 0) -> Refusal | None:
-        """Say why `count` commands cannot be written now; None if they can."""
+    def refusal(
+        self, acked: int, count: int, spare: int = 0, *, orders: bool = True
+    ) -> Refusal | None:
+        """Say why `count` commands, with orders among them or not, cannot be written now."""
         state = self.engine_state
-        if state != STATE_READY:
+        if state in _CLOSING:
+            if orders:
+                return _CLOSED
+        elif state != STATE_READY:
             return _STATES.get(state, _NOT_READY)
         room = INBOX_CAPACITY - spare - (self.tail - acked)
         if count > room or self._producer.reserve(count)[1] < count:
@@ -164,7 +178,7 @@ class Inbox:
 
     def write(self, command: Command, acked: int) -> int | Refusal:
         """Write one command and return its position, or say why not."""
-        refusal = self.refusal(acked, 1)
+        refusal = self.refusal(acked, 1, orders=command.verb & 0xFF in _ORDERS)
         if refusal is not None:
             return refusal
         position = self._producer.tail

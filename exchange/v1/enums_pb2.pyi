@@ -526,6 +526,10 @@ class _EngineStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EngineSta
     """Cannot write its journal (disk full or read-only); takes nothing, has lost nothing."""
     ENGINE_STATE_DRAINING: _EngineState.ValueType  # 4
     """Finishes what it took and stops."""
+    ENGINE_STATE_CLOSING: _EngineState.ValueType  # 5
+    """Takes cancels and what the exchange's own services ask; orders may still be on their way."""
+    ENGINE_STATE_CLOSED: _EngineState.ValueType  # 6
+    """As closing, and no order is on its way any more."""
 
 class EngineState(_EngineState, metaclass=_EngineStateEnumTypeWrapper):
     """What the engine of a pair is doing."""
@@ -540,4 +544,8 @@ ENGINE_STATE_JOURNAL_BLOCKED: EngineState.ValueType  # 3
 """Cannot write its journal (disk full or read-only); takes nothing, has lost nothing."""
 ENGINE_STATE_DRAINING: EngineState.ValueType  # 4
 """Finishes what it took and stops."""
+ENGINE_STATE_CLOSING: EngineState.ValueType  # 5
+"""Takes cancels and what the exchange's own services ask; orders may still be on their way."""
+ENGINE_STATE_CLOSED: EngineState.ValueType  # 6
+"""As closing, and no order is on its way any more."""
 Global___EngineState: _TypeAlias = EngineState  # noqa: Y015

@@ -129,7 +129,7 @@ class Run:
                 opened = await self._until_stopped(self._start_and_show(supervisor, services))
                 await supervisor.stop_stage(Stage.FLOW, self._say)
                 if opened:
-                    left = await drain(self._plan, services)
+                    left = await drain(self._plan, services, supervisor.close_doors)
                     self._say(f"not drained: {left}" if left else "the books are settled")
             await supervisor.stop(self._say)
         self._say(f"stopped; the state is in {self._plan.run}, the next run goes on there")

@@ -144,6 +144,12 @@ class Child:
         with self.log.open("a", encoding="utf-8") as log:
             log.write(f"{_NOTE}{sentence}\n")
 
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the living process, if there is one."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
     async def stop(self, patience_s: float) -> None:
         """Ask the process to end; after `patience_s` end it. It stays stopped."""
         if self._task is not None:
@@ -153,14 +159,12 @@ class Child:
         process = self._process
         if process is not None and process.returncode is None:
             self.state = ProcessState.STOPPING
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
+            self.send(signal.SIGTERM)
             try:
                 await asyncio.wait_for(process.wait(), patience_s)
             except TimeoutError:
                 self._note(f"{self.name} did not end within {patience_s:.0f} s and was killed")
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
+                self.send(signal.SIGKILL)
                 await process.wait()
         self.state = ProcessState.STOPPED
 

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +209,12 @@ class Supervisor:
                     remove_stale(segment_name(one.pair, ""), self.plan.segments)
             os.close(self._lock)
             self._lock = -1
+
+    def close_doors(self) -> None:
+        """Ask every engine to take no more orders; one that closes already is not disturbed."""
+        for child in self.children:
+            if self._stages[id(child)] == Stage.ENGINES and child.state == ProcessState.RUNNING:
+                child.send(signal.SIGUSR1)
 
     async def stop_stage(self, stage: Stage, told: Callable[[str], None] = lambda _: None) -> None:
         """Stop the processes of one stage, all at a time."""

@@ -41,7 +41,9 @@ Json = dict[str, Any]
 SECOND_NS: Final = 1_000_000_000
 _BUY: Final = int(Side.BUY)
 SIDES: Final[dict[int, str | None]] = {0: None, 1: "buy", 2: "sell"}
-ENGINE_STATES: Final = ("unknown", "starting", "ready", "journal_blocked", "draining")
+ENGINE_STATES: Final = (
+    *("unknown", "starting", "ready", "journal_blocked", "draining", "closing", "closed"),
+)
 """By the numbers of the contract's EngineState."""
 ORDER_ACTIONS: Final = ("unknown", "add", "reduce", "delete", "execute")
 """By the numbers of the contract's OrderAction."""

@@ -68,6 +68,10 @@ class Client:
         request = order_entry_pb2.CancelAllOrdersRequest(pair=PAIR)
         return self.stub.CancelAllOrders(request, **self.calls).report
 
+    def amend(self, **fields: Any) -> Any:
+        request = order_entry_pb2.AmendOrderRequest(pair=PAIR, **fields)
+        return self.stub.AmendOrder(request, **self.calls).report
+
     def open_orders(self) -> list[Any]:
         request = order_entry_pb2.ListOpenOrdersRequest(pair=PAIR, page_size=2)
         found: list[Any] = []

@@ -10,6 +10,7 @@ import pytest
 from grpc import aio
 
 from exchange.v1 import (
+    enums_pb2,
     ledger_pb2,
     ledger_pb2_grpc,
     pair_admin_pb2,
@@ -31,10 +32,16 @@ class Exchange(
     risk_pb2_grpc.RiskServiceServicer,
     pair_admin_pb2_grpc.PairAdminServiceServicer,
 ):
-    """Has so many moves under way, then settles an execution of the second pair a look."""
+    """Has so many moves under way, then settles an execution of the second pair a look.
 
-    def __init__(self, moves: int, behind: int) -> None:
-        self.moves, self.behind = moves, behind
+    It closes its pairs when it was asked so often.
+    """
+
+    def __init__(self, moves: int, behind: int, asks: int = 1) -> None:
+        self.moves, self.behind, self.asks = moves, behind, asks
+
+    def close_doors(self) -> None:
+        self.asks -= 1
 
     async def GetRiskStatus(self, request: Any, context: Any) -> Any:
         self.moves = max(0, self.moves - 1)
@@ -42,7 +49,8 @@ class Exchange(
         return risk_pb2.GetRiskStatusResponse(pairs=[pair])
 
     async def GetStatus(self, request: Any, context: Any) -> Any:
-        return pair_admin_pb2.GetStatusResponse(committed_number=COMMITTED)
+        state = enums_pb2.ENGINE_STATE_READY if self.asks > 0 else enums_pb2.ENGINE_STATE_CLOSED
+        return pair_admin_pb2.GetStatusResponse(engine_state=state, committed_number=COMMITTED)
 
     async def ListSettlements(self, request: Any, context: Any) -> Any:
         self.behind = max(0, self.behind - 1)
@@ -71,7 +79,7 @@ def drained(exchange: Exchange) -> str:
         async with served(exchange) as plan:
             assert plan.money is not None
             async with Services(plan.money) as services:
-                return await drain(plan, services)
+                return await drain(plan, services, exchange.close_doors)
 
     return asyncio.run(scenario())
 
@@ -81,6 +89,18 @@ def test_it_ends_when_no_move_is_open_and_every_pair_is_settled(moves: int, behi
     exchange = Exchange(moves, behind)  # type: ignore[abstract]
     assert drained(exchange) == ""
     assert (exchange.moves, exchange.behind) == (0, 0)
+
+
+def test_engines_are_asked_until_they_are_closed() -> None:
+    exchange = Exchange(0, 0, asks=3)  # type: ignore[abstract]
+    assert drained(exchange) == ""
+    assert exchange.asks == 0
+
+
+def test_a_pair_that_does_not_close_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draining, "DRAIN_S", 0)
+    exchange = Exchange(0, 0, asks=1 << 30)  # type: ignore[abstract]
+    assert "orders of BTC-USDT may be on their way" in drained(exchange)
 
 
 @pytest.mark.parametrize(
@@ -94,4 +114,4 @@ def test_what_does_not_end_is_named_and_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch, moves: int, behind: int, sentence: str
 ) -> None:
     monkeypatch.setattr(draining, "DRAIN_S", 0)
-    assert sentence in drained(Exchange(moves, behind))  # type: ignore[abstract]
+    assert sentence in drained(Exchange(moves, behind, asks=0))  # type: ignore[abstract]
