@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 import grpc
 
@@ -79,12 +80,17 @@ class FundsDoor:
             ):
                 self.pipelines.tried(name, work)
 
+    def paid(self, address: str, amount: str, asset: str = "BTC") -> str:
+        """Let somebody outside pay; return the transaction's id."""
+        given = {"address": address, "asset": asset, "amount": amount}
+        return str(self.answer("SimulateDeposit", id=uuid4().bytes, **given).transaction_id)
+
     def funded(self, owner: int, amount: str, asset: str = "BTC") -> str:
         """Deposit for an owner to the end; return the transaction's id."""
         address = self.answer("GetDepositAddress", owner_id=owner, asset=asset).address
-        paid = self.answer("SimulateDeposit", address=address, asset=asset, amount=amount)
+        paid = self.paid(address, amount, asset)
         self.rounds(NEEDED + 1)
-        return str(paid.transaction_id)
+        return paid
 
     def listed(self, owner: int, address: str = OUTSIDE, asset: str = "BTC") -> Any:
         """List an address and let it wait long enough."""

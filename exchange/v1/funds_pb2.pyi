@@ -1507,22 +1507,26 @@ class SimulateDepositRequest(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     ASSET_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """Any address of the chain; one of ours makes it a deposit."""
     asset: _builtins.str
     """The asset."""
     amount: _builtins.str
     """Decimal text of the asset."""
+    id: _builtins.bytes
+    """Made by the caller: 16 bytes, used once for ever."""
     def __init__(
         self,
         *,
         address: _builtins.str = ...,
         asset: _builtins.str = ...,
         amount: _builtins.str = ...,
+        id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "amount", b"amount", "asset", b"asset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "amount", b"amount", "asset", b"asset", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -244,7 +244,7 @@ class FundsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SimulateDeposit(self, request, context):
-        """Let somebody outside pay to an address. Only with the simulated custodian.
+        """Let somebody outside pay to an address, once for each id. Only with the simulated custodian.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -74,7 +74,7 @@ class FundsServiceStub:
     GetFundsStatus: _grpc.UnaryUnaryMultiCallable[_funds_pb2.GetFundsStatusRequest, _funds_pb2.GetFundsStatusResponse]
     """Show how the way in and out stands: the custodian, alarms, counts, and the rules in force."""
     SimulateDeposit: _grpc.UnaryUnaryMultiCallable[_funds_pb2.SimulateDepositRequest, _funds_pb2.SimulateDepositResponse]
-    """Let somebody outside pay to an address. Only with the simulated custodian."""
+    """Let somebody outside pay to an address, once for each id. Only with the simulated custodian."""
 
 @_typing.type_check_only
 class FundsServiceAsyncStub(FundsServiceStub):
@@ -119,7 +119,7 @@ class FundsServiceAsyncStub(FundsServiceStub):
     GetFundsStatus: _aio.UnaryUnaryMultiCallable[_funds_pb2.GetFundsStatusRequest, _funds_pb2.GetFundsStatusResponse]  # type: ignore[assignment]
     """Show how the way in and out stands: the custodian, alarms, counts, and the rules in force."""
     SimulateDeposit: _aio.UnaryUnaryMultiCallable[_funds_pb2.SimulateDepositRequest, _funds_pb2.SimulateDepositResponse]  # type: ignore[assignment]
-    """Let somebody outside pay to an address. Only with the simulated custodian."""
+    """Let somebody outside pay to an address, once for each id. Only with the simulated custodian."""
 
 class FundsServiceServicer(metaclass=_abc_1.ABCMeta):
     """The way in and out. Served by ledgerd beside LedgerService, on the same port; it believes the
@@ -263,6 +263,6 @@ class FundsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _funds_pb2.SimulateDepositRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_funds_pb2.SimulateDepositResponse, _abc.Awaitable[_funds_pb2.SimulateDepositResponse]]:
-        """Let somebody outside pay to an address. Only with the simulated custodian."""
+        """Let somebody outside pay to an address, once for each id. Only with the simulated custodian."""
 
 def add_FundsServiceServicer_to_server(servicer: FundsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

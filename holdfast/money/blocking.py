@@ -210,9 +210,12 @@ class MoneyClient:
         """Return where the account deposits an asset: the same address whenever asked."""
         return _wait(self._client.deposit_address(asset))
 
-    def simulate_deposit(self, address: str, asset: str, amount: Amount) -> str:
-        """Let somebody outside pay to an address; return the chain's transaction."""
-        return _wait(self._client.simulate_deposit(address, asset, amount))
+    def simulate_deposit(
+        self, address: str, asset: str, amount: Amount, *, payment_id: UUID | None = None
+    ) -> str:
+        """Let somebody outside pay to an address, once for an id; return the transaction."""
+        paid = self._client.simulate_deposit(address, asset, amount, payment_id=payment_id)
+        return _wait(paid)
 
     def deposits(self, *, page_size: int = 100, page_token: str = "") -> DepositPage:
         """Return a page of the account's deposits, newest first."""

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final, TypeVar
 
-import grpc
 from grpc import aio
 
 from exchange.identity import open_channel
@@ -22,7 +21,7 @@ from exchange.v1 import (
     risk_pb2_grpc,
 )
 from holdfast.calls import Closing, made
-from holdfast.errors import CallFailed, of_rpc_error
+from holdfast.errors import CallFailed
 from holdfast.money.amounts import decimal_of, decimals_in, invalid
 from holdfast.money.words import OWNER_KINDS
 from holdfast.retry import Retry
@@ -89,15 +88,6 @@ class Calls(Closing):
     ) -> Message:
         """Make a call, again while the trouble may pass. Raises CallFailed."""
         return await made(method, request, retry or self.retry)
-
-    async def _call_once(
-        self, method: Callable[..., Awaitable[Message]], request: Any, attempt_s: float = 0
-    ) -> Message:
-        """Make a call that is not safe to repeat. Raises CallFailed."""
-        try:
-            return await method(request, timeout=attempt_s or self.retry.attempt_s)
-        except grpc.RpcError as error:
-            raise of_rpc_error(error) from None
 
     async def _known_kind(self) -> Any:
         """Return the number of the owner's kind: as given, or as the books know the account.

@@ -115,16 +115,20 @@ class FundsCalls(RiskCalls):
         answer = await self._call(self._funds.GetDepositAddress, request)
         return DepositAddress(asset, answer.address, answer.confirmations_needed)
 
-    async def simulate_deposit(self, address: str, asset: str, amount: Amount) -> str:
+    async def simulate_deposit(
+        self, address: str, asset: str, amount: Amount, *, payment_id: UUID | None = None
+    ) -> str:
         """Let somebody outside pay to an address; return the chain's transaction.
 
-        Only with the simulated custodian. It has no id: asked again, it is paid again, so this
-        call is never repeated by itself.
+        Only with the simulated custodian. The same id with the same content is the same payment.
         """
         request = funds_pb2.SimulateDepositRequest(
-            address=address, asset=asset, amount=amount_text(amount)
+            id=(payment_id or uuid4()).bytes,
+            address=address,
+            asset=asset,
+            amount=amount_text(amount),
         )
-        answer = await self._call_once(self._funds.SimulateDeposit, request)
+        answer = await self._call(self._funds.SimulateDeposit, request)
         return answer.transaction_id
 
     async def deposits(self, *, page_size: int = 100, page_token: str = "") -> DepositPage:

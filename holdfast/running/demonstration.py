@@ -110,16 +110,17 @@ async def _bring(plan: MoneyPlan, account: int, wanted: dict[str, int]) -> int:
         fresh = [asset for asset in wanted if asset not in known]
         async with asyncio.TaskGroup() as tasks:
             for asset in fresh:
-                tasks.create_task(_deposit(money, asset, wanted[asset]))
+                made = uuid5(_IDS, f"{account} {asset} from outside")
+                tasks.create_task(_deposit(money, asset, wanted[asset], made))
         for asset, coins in wanted.items():
             made = uuid5(_IDS, f"{account} {asset}")
             await money.transfer(asset, str(coins), transfer_id=made)
     return len(fresh)
 
 
-async def _deposit(money: AsyncMoneyClient, asset: str, coins: int) -> None:
-    address = await money.deposit_address(asset)
-    transaction = await money.simulate_deposit(address.address, asset, str(coins))
+async def _deposit(money: AsyncMoneyClient, asset: str, coins: int, made: UUID) -> None:
+    address = (await money.deposit_address(asset)).address
+    transaction = await money.simulate_deposit(address, asset, str(coins), payment_id=made)
     async for _ in money.follow_deposit(transaction, watch=WATCH):
         pass
 

@@ -41,6 +41,10 @@ NOTICE_DEPTH: Final = 12
 """A payment is announced again with each block until it is so deep."""
 
 
+class PaymentConflict(Exception):
+    """An id of a payment from outside was given again for another payment."""
+
+
 @dataclass(frozen=True, slots=True)
 class Weather:
     """How unruly the chain is."""
@@ -92,6 +96,8 @@ class Chain:
     """Our addresses and the keys they were made for."""
     payouts: dict[str, tuple[str, str, str, int]] = field(default_factory=dict)
     """Transaction id and content of each payout id."""
+    payments: dict[str, str] = field(default_factory=dict)
+    """Transaction id of each id that somebody outside gave a payment."""
     notices: list[tuple[str, int]] = field(default_factory=list)
     taken_count: int = 0
     """How many blocks reorganisations took away."""
@@ -122,10 +128,18 @@ class Chain:
         self.addresses[made] = key
         return made
 
-    def receive(self, outputs: Sequence[tuple[str, str, int]]) -> str:
-        """Let somebody outside pay; return the transaction's id."""
-        made = self._digest("receive", len(self.transactions))
+    def receive(self, outputs: Sequence[tuple[str, str, int]], payment_id: str = "") -> str:
+        """Let somebody outside pay, once for an id if there is one; return the transaction's id."""
         given = tuple((asset, address, amount) for asset, address, amount in outputs)
+        known = self.payments.get(payment_id)
+        if known is not None:
+            paid = self.transactions[known].outputs
+            if paid != given:
+                raise PaymentConflict(f"payment {payment_id} was {paid} and is now {given}")
+            return known
+        made = self._digest("receive", payment_id or len(self.transactions))
+        if payment_id:
+            self.payments[payment_id] = made
         self._add(Transaction(made, given, ours=False))
         return made
 
@@ -312,9 +326,12 @@ class SimulatedCustody:
 
     # What the world does.
 
-    def receive(self, *outputs: tuple[str, str, int]) -> str:
-        """Let somebody outside pay (asset, address, amount); return the transaction's id."""
-        return str(self._do("receive", outputs))
+    def receive(self, *outputs: tuple[str, str, int], payment_id: UUID | None = None) -> str:
+        """Let somebody outside pay (asset, address, amount); return the transaction's id.
+
+        A payment with an id is made once. Raises PaymentConflict: the id is another payment's.
+        """
+        return str(self._do("receive", outputs, str(payment_id or "")))
 
     def mine(self, count: int = 1) -> None:
         """Let `count` blocks be found."""

@@ -23,6 +23,7 @@ from ledgerd.custody.addresses import Address, move_own
 from ledgerd.custody.bookings import Deposit, Withdrawal
 from ledgerd.custody.deposit_rules import DepositState
 from ledgerd.custody.journal import Subject
+from ledgerd.custody.simulated_chain import PaymentConflict
 from ledgerd.custody.withdrawal_rules import INT64_MAXIMUM, Asked, WithdrawalState, judge_amount
 from ledgerd.doors.answers import answered, enumerated, identity
 from ledgerd.doors.funds_messages import (
@@ -364,12 +365,12 @@ class FundsServicer(funds_pb2_grpc.FundsServiceServicer):
     def SimulateDeposit(
         self, request: funds_pb2.SimulateDepositRequest, context: grpc.ServicerContext
     ) -> funds_pb2.SimulateDepositResponse:
-        """Let somebody outside pay to an address."""
+        """Let somebody outside pay to an address, once for each id."""
         custody = self._desk.simulated
         if custody is None:
             sentence = "ledgerd runs without the simulated custodian: see --custodian simulated"
             raise Refused(Refusal(Code.FAILED_PRECONDITION, "CUSTODIAN_NOT_SIMULATED", sentence))
-        units = self._units(request.asset, request.amount)
+        made, units = identity("id", request.id), self._units(request.asset, request.amount)
         refusal = judge_amount(units)
         if refusal is None and not custody.carries(request.asset):
             limit = "an asset that the custodian keeps"
@@ -381,5 +382,9 @@ class FundsServicer(funds_pb2_grpc.FundsServiceServicer):
             refusal = Refusal.of_field("ADDRESS_INVALID", "address", address, limit)
         if refusal is not None:
             raise Refused(refusal)
-        payment = custody.receive((request.asset, address, units))
+        try:
+            payment = custody.receive((request.asset, address, units), payment_id=made)
+        except PaymentConflict as error:
+            limit = "an id that was never used, or the content it was used with"
+            raise Refused(Refusal.of_field("PAYMENT_ID_REUSED", "id", made, limit)) from error
         return funds_pb2.SimulateDepositResponse(transaction_id=payment)

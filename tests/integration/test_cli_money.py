@@ -92,8 +92,12 @@ def test_a_deposit_is_followed_until_it_is_credited(holdfast: Holdfast) -> None:
     address = holdfast("deposit BTC")
     assert (address.status, address.err) == (0, "credited after 2 confirmations\n")
     lines = done(holdfast("deposit BTC 3.5")).splitlines()
-    assert lines[0] == f"paying 3.5 BTC to {address.out.strip()}"
+    said = re.fullmatch(rf"paying 3.5 BTC to {address.out.strip()} \(id (\S+)\)", lines[0])
+    assert said is not None, lines
     assert lines[-1] == "credited to funding: 3.50000000 BTC"
+    again = done(holdfast(f"deposit BTC 3.50 --id {said[1]}"))
+    assert again.splitlines()[-1] == "credited to funding: 3.50000000 BTC"
+    assert "PAYMENT_ID_REUSED" in refused(holdfast(f"deposit BTC 3 --id {said[1]}"))
     paid = holdfast("deposit USDT 10000 --json").json
     assert (paid["state"], paid["amount"]) == ("credited", "10000.00000000")
     listed = rows(done(holdfast("deposits")))

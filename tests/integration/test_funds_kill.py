@@ -130,12 +130,12 @@ class Money:
                 return answer
         raise AssertionError(f"{name} never said so: {answer}")
 
-    def deposited(self, number: int) -> None:
+    def deposited(self, number: int, made: bytes) -> None:
         self.stage()
         address = self.call("GetDepositAddress", owner_id=OWNER_ID, asset="BTC").address
-        # Somebody outside pays: asked again it is another payment, so it is asked once.
-        self._until_kill = -1
-        paid = self.call("SimulateDeposit", address=address, asset="BTC", amount=f"{number}.5")
+        self.stage()
+        what = {"address": address, "asset": "BTC", "amount": f"{number}.5"}
+        paid = self.call("SimulateDeposit", id=made, **what)
         self.stage()
 
         def credited(answer: Any) -> bool:
@@ -211,7 +211,7 @@ def test_killed_again_and_again_everything_is_paid_once() -> None:
     ids = (UUID(int=number).bytes for number in range(1, 1_000))
     with money(chance, int(os.environ.get("HOLDFAST_KILLS", "40"))) as made:
         for number in range(1, ROUNDS + 1):
-            made.deposited(number)
+            made.deposited(number, next(ids))
             made.moved(ids)
             made.withdrawn(number, ids, cancel=number % 3 == 0)
         print(f"{made.kills} kills")
@@ -240,7 +240,7 @@ def test_killed_again_and_again_everything_is_paid_once() -> None:
 def test_limits_are_riskds_and_its_absence_is_an_answer() -> None:
     ids = (UUID(int=number).bytes for number in range(1, 1_000))
     with money(random.Random(1), 0) as made:
-        made.deposited(9)
+        made.deposited(9, next(ids))
         owner: dict[str, Any] = {"owner_id": OWNER_ID, "asset": "BTC", "address": "outside"}
         made.call("AddWithdrawalAddress", id=next(ids), actor="alice", **owner)
         kill = risk_pb2.KillSwitchRequest(

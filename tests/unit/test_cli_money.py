@@ -114,6 +114,7 @@ def test_a_table_is_never_cut_however_narrow_the_terminal(
     "line",
     [
         "deposit",
+        "deposit BTC 1 --id 5",
         "transfer BTC 1",
         "transfer BTC 1 --from funding --to pocket",
         "withdraw BTC 1",

@@ -40,8 +40,7 @@ class Odd:
 
 def paid(door: FundsDoor, owner: int, amount: str) -> str:
     address = door.answer("GetDepositAddress", owner_id=owner, asset="BTC").address
-    given = {"address": address, "asset": "BTC", "amount": amount}
-    return str(door.answer("SimulateDeposit", **given).transaction_id)
+    return door.paid(address, amount)
 
 
 def credited(door: FundsDoor, owner: int) -> int:

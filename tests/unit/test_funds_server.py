@@ -1,18 +1,22 @@
 """FundsService over a real server: every call, what it refuses, a custodian that goes away."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
+import grpc
 import pytest
 
-from exchange.v1 import funds_pb2, ledger_pb2
+from exchange.v1 import funds_pb2, funds_pb2_grpc, ledger_pb2
+from holdfast import MoneyClient
 from ledgerd.__main__ import _verify as prove
 from ledgerd.custody.adapter import CustodyUnavailable, NoCustodian
 from ledgerd.custody.deposit_rules import DepositState
 from ledgerd.custody.journal import Subject
 from ledgerd.custody.simulated_chain import SimulatedCustody
 from ledgerd.custody.withdrawal_rules import WithdrawalState
+from ledgerd.doors.funds_server import FundsServicer
 from ledgerd.funds.settings import FundsSettings
 from tests.books import PAIR, fresh_books, superuser
 from tests.funds import (
@@ -58,7 +62,7 @@ def test_a_deposit_from_address_to_credit(door: FundsDoor) -> None:
     first = door.answer("GetDepositAddress", owner_id=7, asset="BTC")
     assert door.answer("GetDepositAddress", owner_id=7, asset="BTC") == first
     assert first.confirmations_needed == NEEDED
-    paid = door.answer("SimulateDeposit", address=first.address, asset="BTC", amount="1.5")
+    paid = door.paid(first.address, "1.5")
     door.rounds()
     (seen,) = door.answer("ListDeposits", owner_id=7).deposits
     assert (seen.state, seen.confirmations) == (funds_pb2.DEPOSIT_STATE_SEEN, 1)
@@ -66,7 +70,7 @@ def test_a_deposit_from_address_to_credit(door: FundsDoor) -> None:
     door.rounds()
     (done,) = door.answer("ListDeposits", owner_id=7).deposits
     assert (done.state, done.amount) == (funds_pb2.DEPOSIT_STATE_CREDITED, "1.50000000")
-    assert (done.transaction_id, done.output_index) == (paid.transaction_id, 0)
+    assert (done.transaction_id, done.output_index) == (paid, 0)
     assert not done.HasField("confirmations")
     assert door.balances(7) == {("FUNDING", "BTC"): 150_000_000}
     events = door.answer("ListFundsEvents", subject=done.id).events
@@ -119,7 +123,7 @@ def test_an_owner_is_what_the_books_know(door: FundsDoor) -> None:
     maker = ledger_pb2.OWNER_KIND_MARKET_MAKER
     door.answer("GetDepositAddress", owner_kind=maker, owner_id=9, asset="BTC")
     address = door.answer("GetDepositAddress", owner_id=9, asset="USDT").address
-    door.answer("SimulateDeposit", address=address, asset="USDT", amount="3")
+    door.paid(address, "3", "USDT")
     door.rounds(NEEDED + 1)
     (found,) = door.answer("ListDeposits", owner_id=9).deposits
     assert found.owner_kind == maker
@@ -130,7 +134,7 @@ def test_an_owner_is_what_the_books_know(door: FundsDoor) -> None:
 
 def test_a_deposit_of_another_asset_is_claimed_by_a_person(door: FundsDoor) -> None:
     address = door.answer("GetDepositAddress", owner_id=1, asset="BTC").address
-    door.answer("SimulateDeposit", address=address, asset="USDT", amount="5")
+    door.paid(address, "5", "USDT")
     door.rounds(NEEDED + 1)
     (found,) = door.answer("ListDeposits", owner_id=1).deposits
     assert found.state == funds_pb2.DEPOSIT_STATE_UNCLAIMED
@@ -259,6 +263,7 @@ def test_the_contract_has_the_states_of_the_books() -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
+        ({"id": b""}, "ID_INVALID"),
         ({"amount": "0"}, "AMOUNT_ZERO"),
         ({"amount": "-1"}, "AMOUNT_NEGATIVE"),
         ({"amount": BEYOND_INT64}, "AMOUNT_BEYOND_INT64"),
@@ -270,8 +275,56 @@ def test_the_contract_has_the_states_of_the_books() -> None:
 def test_a_simulated_payment_is_refused_with_its_reason(
     untouched: FundsDoor, fields: dict[str, Any], reason: str
 ) -> None:
-    good = {"address": "somewhere", "asset": "BTC", "amount": "1"}
+    good = {"id": NOBODY, "address": "somewhere", "asset": "BTC", "amount": "1"}
     assert untouched.refused("SimulateDeposit", **(good | fields)) == (INVALID, reason)
+
+
+def test_a_simulated_payment_is_made_once_for_its_id(door: FundsDoor) -> None:
+    address = door.answer("GetDepositAddress", owner_id=1, asset="BTC").address
+    given = {"id": door.new_id(), "address": address, "asset": "BTC", "amount": "1.5"}
+    paid = door.answer("SimulateDeposit", **given)
+    assert door.answer("SimulateDeposit", **(given | {"amount": "1.50"})) == paid
+    for other in ({"amount": "1"}, {"asset": "USDT"}, {"address": "elsewhere"}):
+        refused = door.refused("SimulateDeposit", **(given | other))
+        assert refused == (INVALID, "PAYMENT_ID_REUSED")
+    assert door.answer("SimulateDeposit", **(given | {"id": door.new_id()})) != paid
+    door.rounds(NEEDED + 1)
+    assert door.balances(1) == {("FUNDING", "BTC"): 300_000_000}
+
+
+class LosingFirst(FundsServicer):
+    """Pays whenever it is asked, and gives no answer the first time."""
+
+    def __init__(self, door: FundsDoor) -> None:
+        super().__init__(door.desk, door.pipelines, lambda: "")
+        self.ids: list[bytes] = []
+
+    def SimulateDeposit(
+        self, request: funds_pb2.SimulateDepositRequest, context: grpc.ServicerContext
+    ) -> funds_pb2.SimulateDepositResponse:
+        paid = super().SimulateDeposit(request, context)
+        self.ids.append(request.id)
+        if len(self.ids) == 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "lost on the way")
+        return paid
+
+
+def test_a_client_whose_answer_is_lost_pays_once(door: FundsDoor) -> None:
+    address = door.answer("GetDepositAddress", owner_id=1, asset="BTC").address
+    server, losing = grpc.server(ThreadPoolExecutor(2)), LosingFirst(door)
+    funds_pb2_grpc.add_FundsServiceServicer_to_server(losing, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with MoneyClient(1, ledger=f"127.0.0.1:{port}") as money:
+            money.simulate_deposit(address, "BTC", "1.5")
+            money.simulate_deposit(address, "BTC", "1.5")
+    finally:
+        server.stop(None).wait()
+    first, again, other = losing.ids
+    assert first == again != other
+    door.rounds(NEEDED + 1)
+    assert door.balances(1) == {("FUNDING", "BTC"): 300_000_000}
 
 
 # Who is away.

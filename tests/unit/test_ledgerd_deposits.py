@@ -15,7 +15,13 @@ from ledgerd.chart import AccountName, OwnerKind, Purpose, TransferKind
 from ledgerd.custody.adapter import Payout, PayoutConflict, PayoutState
 from ledgerd.custody.deposit_rules import DepositState, DepositStep, next_step
 from ledgerd.custody.proof import verify_money
-from ledgerd.custody.simulated_chain import CALM, Chain, SimulatedCustody, Weather
+from ledgerd.custody.simulated_chain import (
+    CALM,
+    Chain,
+    PaymentConflict,
+    SimulatedCustody,
+    Weather,
+)
 from tests.books import superuser, user
 from tests.custody import NEEDED, NO_LIMITS, Desk, fresh_desk
 
@@ -279,6 +285,27 @@ def test_whoever_opens_the_file_sees_the_same_chain(tmp_path: Path) -> None:
     found = three.incoming(payment, 0)
     assert found is not None
     assert found.confirmations == 3
+
+
+def test_a_payment_from_outside_is_made_once_for_its_id_whoever_opens_the_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "chain.log"
+    # As a file of before payments had ids begins.
+    path.write_bytes(b'["receive", [["BTC", "before", 5]]]\n')
+    one, two = (SimulatedCustody(path, 3, ["BTC"], CALM) for _ in range(2))
+    address = one.new_address("BTC", "key")
+    payment = one.receive(("BTC", address, 9), payment_id=UUID(int=1))
+    assert two.receive(("BTC", address, 9), payment_id=UUID(int=1)) == payment
+    other = two.receive(("BTC", address, 9), payment_id=UUID(int=2))
+    assert other != payment
+    for content in (("BTC", address, 8), ("BTC", "elsewhere", 9)):
+        with pytest.raises(PaymentConflict):
+            one.receive(content, payment_id=UUID(int=1))
+    three = SimulatedCustody(path, 3, ["BTC"], CALM)
+    assert three.receive(("BTC", address, 9), payment_id=UUID(int=1)) == payment
+    three.mine()
+    assert one.holdings_units("BTC") == 18
 
 
 def test_a_payout_id_pays_once_and_one_content_only(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from typing import Any
+from uuid import uuid4
 
 from holdfast.cli.money.options import (
     client,
@@ -29,6 +30,7 @@ def add_commands(commands: Any) -> None:
     )
     deposit.add_argument("asset")
     deposit.add_argument("amount", nargs="?", help="decimal text, such as 0.5")
+    deposit.add_argument("--id", type=uuid, help="the id of an earlier payment, to repeat it")
     deposit.add_argument("--wait", type=int, default=60, help="seconds until it must be credited")
     deposits = command(commands, "deposits", _deposits, "list an account's deposits")
     deposits.add_argument("--lines", type=int, default=20)
@@ -67,9 +69,12 @@ def _deposit(given: argparse.Namespace) -> int:
             print(found.address)
             print(f"credited after {found.confirmations_needed} confirmations", file=sys.stderr)
             return 0
-        if not given.json:
-            print(f"paying {given.amount} {given.asset} to {found.address}")
-        transaction_id = money.simulate_deposit(found.address, given.asset, given.amount)
+        paid = given.id or uuid4()
+        # Said before anything is sent: whoever has it can ask again after a lost answer.
+        said = f"paying {given.amount} {given.asset} to {found.address} (id {paid})"
+        print(said, file=sys.stderr if given.json else sys.stdout, flush=True)
+        what = (found.address, given.asset, given.amount)
+        transaction_id = money.simulate_deposit(*what, payment_id=paid)
         watch = Retry(given.wait, given.wait, WATCH.first_pause_s, WATCH.longest_pause_s)
         last: Deposit | None = None
         for last in money.follow_deposit(transaction_id, watch=watch.validate()):
