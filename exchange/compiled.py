@@ -73,6 +73,18 @@ def sources_hash(project: Path = _PROJECT) -> str:
     return digest.hexdigest()[:16]
 
 
+def sources_stamp(project: Path = _PROJECT) -> str:
+    """Hash what numba looks at besides: where each kernel source lies, its time and its size.
+
+    Another checkout of the same sources shares the directory and none of the machine code in it.
+    """
+    digest = hashlib.sha256()
+    for name in kernel_sources(project):
+        status = (project / name).stat()
+        digest.update(f"{project / name}\0{status.st_mtime_ns}\0{status.st_size}\0".encode())
+    return digest.hexdigest()[:16]
+
+
 def _candidates() -> Iterator[Path]:
     base = os.environ.get("XDG_CACHE_HOME")
     if base:

@@ -15,7 +15,7 @@ import numba
 from rich.console import Console
 from rich.status import Status
 
-from exchange.compiled import cache_directory, sources_hash
+from exchange.compiled import cache_directory, sources_stamp
 from holdfast.running.supervisor import SupervisorError
 
 # The services are told by their command lines: this package imports none of them.
@@ -31,7 +31,7 @@ class CompilationFailed(SupervisorError):
 
 def _stamp() -> Path:
     versions = f"{platform.machine()}-{platform.python_version()}-{numba.__version__}"
-    return Path(cache_directory) / f"complete-{sources_hash()}-{versions}"
+    return Path(cache_directory) / f"complete-{sources_stamp()}-{versions}"
 
 
 async def compile_kernels(console: Console) -> None:

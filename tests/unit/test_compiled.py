@@ -102,3 +102,17 @@ def test_a_directory_that_others_may_write_is_never_read(project: Path) -> None:
     shared.chmod(0o777)
     _, directory = run(project, HOME=str(project / "home"))
     assert Path(directory).parent == project / "home" / ".cache" / "holdfast"
+
+
+def test_another_checkout_and_a_touched_file_are_other_stamps_of_the_same_sources(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = tmp_path_factory.mktemp("other") / "checkout"
+    shutil.copytree(project, other)
+    assert compiled.sources_hash(other) == compiled.sources_hash(project)
+    stamps = {compiled.sources_stamp(project), compiled.sources_stamp(other)}
+    os.utime(project / "engine" / "limits.py", ns=(1, 1))
+    stamps.add(compiled.sources_stamp(project))
+    assert len(stamps) == 3
+    (project / "engine" / "unrelated.py").write_text("NAME = 'still not'\n")
+    assert compiled.sources_stamp(project) in stamps
