@@ -7,7 +7,7 @@ from bench.durability import run_batches, run_journal, run_replay
 from bench.entry import run_entry, run_processes
 from bench.harness import Rounds, Row
 from bench.kernels import run_book, run_flows, run_kernel
-from bench.market_data import run_fanout, run_latency, run_subscribers, run_websocket
+from bench.market_data import run_fanout, run_latency, run_subscribers, run_tree, run_websocket
 from bench.memory import run_memory
 from bench.reads import run_readers, run_reads
 from bench.rings import run_rings
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Rounds], list[Row]]]] = {
     "subscribers": ("the engine with a hundred subscribers beside it", run_subscribers),
     "latency": ("from a changed book to a subscriber's stream", run_latency),
     "fanout": ("one book to many gRPC streams against a bare server", run_fanout),
+    "tree": ("gateways that follow gateways, against the first one", run_tree),
     "websocket": ("one book to a thousand WebSocket clients against bare servers", run_websocket),
     "memory": ("what a book costs by its size", run_memory),
     "entry": ("orders over gRPC against a bare echo", run_entry),

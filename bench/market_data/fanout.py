@@ -54,7 +54,7 @@ async def _with_streams(
     return figure
 
 
-def _of_gateway(venue: LiveVenue, server: Server, seconds: float) -> float:
+def streamed(venue: LiveVenue, server: Server, seconds: float) -> float:
     async def use(calls: list[Any]) -> float:
         return await _delivered(server, calls, seconds, lambda: venue.publish(venue.orders(3)))
 
@@ -114,7 +114,7 @@ def run_fanout(rounds: Rounds) -> list[Row]:
         with Server("-m", "bench.market_data.bare_server", beat_us, content.hex()) as bare:
             found: dict[str, list[float]] = {"gateway": [], "bare": []}
             for turn in range(rounds.count + 1):
-                found["gateway"].append(_of_gateway(venue, server, seconds))
+                found["gateway"].append(streamed(venue, server, seconds))
                 found["bare"].append(_of_bare(bare, seconds))
                 if turn == 0:
                     for figures in found.values():

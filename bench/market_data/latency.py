@@ -16,7 +16,7 @@ BEAT_US: Final = 2_000
 BARE: Final = "bench.market_data.bare_server"
 
 
-async def _of_gateway(venue: LiveVenue, server: Server, count: int) -> list[float]:
+async def delays(venue: LiveVenue, server: Server, count: int) -> list[float]:
     """Publish one command at a time; return the seconds until the subscriber has read it."""
     taken = []
     async with server.channel() as channel:
@@ -28,7 +28,8 @@ async def _of_gateway(venue: LiveVenue, server: Server, count: int) -> list[floa
                 content = await call.read()
                 took_ns = time.monotonic_ns() - start_ns
                 message = market_data_pb2.StreamDepthResponse.FromString(content)
-                if message.HasField("update"):
+                # What was on its way when the stream opened is not the answer.
+                if message.update.sequence >= venue.engine.sequence:
                     break
             taken.append(took_ns / 1e9)
             # Not in step with the gateway's tick.
@@ -68,7 +69,7 @@ def run_latency(rounds: Rounds) -> list[Row]:
         for turn in range(rounds.count + 1):
             for name, server in tiers.items():
                 server.go_on()
-                found[name].append(uvloop.run(_of_gateway(venue, server, count)))
+                found[name].append(uvloop.run(delays(venue, server, count)))
                 server.pause()
             bare.go_on()
             found["bare"].append(uvloop.run(_of_bare(bare, count)))

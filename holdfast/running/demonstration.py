@@ -4,8 +4,8 @@ Money comes in as it does for everybody: a deposit, then the owner's own move fr
 trading. From there riskd hands it to the engines: ahead of time for the market maker, which has
 targets, and to everybody else with the first order that lacks it.
 
-A second start finds the deposits there, and the moves have ids made from what they are for: nothing
-comes in or moves twice.
+Deposits and moves have ids made from what they are for, so a second start, or one that begins where
+another was killed, brings nothing in twice; what a participant deposits besides is its own.
 """
 
 import asyncio
@@ -17,8 +17,9 @@ from uuid import UUID, uuid5
 from exchange.enums import Asset
 from exchange.instrument import Instrument
 from exchange.v1 import ledger_pb2, risk_pb2
+from holdfast.errors import InvalidRequest
 from holdfast.money.client import AsyncMoneyClient
-from holdfast.retry import Retry
+from holdfast.retry import Attempts, Retry
 from holdfast.running.plan import MoneyPlan
 from holdfast.running.services import PATIENT, Services, asked
 
@@ -30,6 +31,7 @@ FIRST_PRICES: Final = {"BTC": 64_000, "ETH": 3_400}
 """Where a market without trades begins, in whole quote coins."""
 OTHER_FIRST_PRICE: Final = 100
 ACTOR: Final = "demonstration"
+_ON_ITS_WAY: Final = "INSUFFICIENT_FUNDS"
 _IDS: Final = UUID("6f1d6d5e-5c0f-4f4e-9f0a-8d3a1f6b7c21")
 LOOK_S: Final = 0.05
 WATCH: Final = Retry(patience_s=60.0, first_pause_s=0.05, longest_pause_s=0.2)
@@ -72,31 +74,29 @@ def decimals_of(instruments: Iterable[Instrument]) -> dict[str, int]:
     return found | {one.quote_asset: one.quote_decimals for one in instruments}
 
 
-def holdings(instruments: Iterable[Instrument], share: Share) -> dict[str, int]:
-    """Return what a share is in whole coins of each asset, over all pairs."""
-    found: dict[str, int] = {}
+def contributions(instruments: Iterable[Instrument], share: Share) -> dict[tuple[str, str], int]:
+    """Return what a share is in whole coins, by pair and asset."""
+    found: dict[tuple[str, str], int] = {}
     for one in instruments:
-        price = first_price(one)
-        found[one.base_asset] = found.get(one.base_asset, 0) + share.base_worth // price
-        found[one.quote_asset] = found.get(one.quote_asset, 0) + share.quote
+        found[one.pair, one.base_asset] = share.base_worth // first_price(one)
+        found[one.pair, one.quote_asset] = share.quote
     return found
 
 
 async def fund(plan: MoneyPlan, instruments: list[Instrument]) -> int:
-    """Bring the participants' money to their trading accounts; return how many deposits were new.
+    """Bring the participants' money to their trading accounts; return how many sums were new.
 
     Raises CallFailed.
     """
     async with asyncio.TaskGroup() as tasks:
         bringing = [
-            tasks.create_task(_bring(plan, account, holdings(instruments, share)))
+            tasks.create_task(_bring(plan, account, contributions(instruments, share)))
             for account, share in SHARES.items()
         ]
     return sum(task.result() for task in bringing)
 
 
-async def _bring(plan: MoneyPlan, account: int, wanted: dict[str, int]) -> int:
-    """Deposit what an account has not deposited yet, and move it to trading."""
+async def _bring(plan: MoneyPlan, account: int, wanted: dict[tuple[str, str], int]) -> int:
     kind = "market-maker" if account == MAKER else "user"
     async with AsyncMoneyClient(
         account,
@@ -106,23 +106,32 @@ async def _bring(plan: MoneyPlan, account: int, wanted: dict[str, int]) -> int:
         risk=plan.risk,
         retry=PATIENT,
     ) as money:
-        known = {one.asset for one in (await money.deposits(page_size=1_000)).deposits}
-        fresh = [asset for asset in wanted if asset not in known]
         async with asyncio.TaskGroup() as tasks:
-            for asset in fresh:
-                made = uuid5(_IDS, f"{account} {asset} from outside")
-                tasks.create_task(_deposit(money, asset, wanted[asset], made))
-        for asset, coins in wanted.items():
-            made = uuid5(_IDS, f"{account} {asset}")
-            await money.transfer(asset, str(coins), transfer_id=made)
-    return len(fresh)
+            bringing = [
+                tasks.create_task(
+                    _contribute(money, asset, coins, uuid5(_IDS, f"{account} {pair} {asset}"))
+                )
+                for (pair, asset), coins in wanted.items()
+            ]
+        return sum(task.result() for task in bringing)
 
 
-async def _deposit(money: AsyncMoneyClient, asset: str, coins: int, made: UUID) -> None:
+async def _contribute(money: AsyncMoneyClient, asset: str, coins: int, made: UUID) -> bool:
+    """Deposit a sum once and move it to trading once; say whether that was done now.
+
+    Payment and move know their id, however often and from wherever this is begun anew.
+    """
     address = (await money.deposit_address(asset)).address
-    transaction = await money.simulate_deposit(address, asset, str(coins), payment_id=made)
-    async for _ in money.follow_deposit(transaction, watch=WATCH):
-        pass
+    await money.simulate_deposit(address, asset, str(coins), payment_id=made)
+    attempts = Attempts(WATCH)
+    while True:
+        try:
+            return not (await money.transfer(asset, str(coins), transfer_id=made)).repeated
+        except InvalidRequest as error:
+            # It is on its way: a deposit is credited after its confirmations.
+            if error.reason != _ON_ITS_WAY or attempts.spent():
+                raise
+        await attempts.pause()
 
 
 async def supply_maker(services: Services, instruments: list[Instrument]) -> None:

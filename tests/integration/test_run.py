@@ -65,7 +65,7 @@ def test_two_pairs_trade_with_one_balance_and_the_next_run_goes_on_with_it(
 ) -> None:
     with running(run, segments, "--flow-rate", "200") as first:
         opened = first.until("open, new")
-        assert "24 deposits funded its accounts" in opened
+        assert "32 deposits funded its accounts" in opened
         assert f"grpcurl -plaintext {first.orders_target} list" in first.until("grpcurl")
         shared = [first.pid(name, SHARED) for name in ("postgres", "ledgerd", "riskd", "flow")]
         traded(first, BTC)
@@ -204,7 +204,9 @@ def goes_on(run: RunProcess) -> None:
     run.until("no alarms", SHARED)
 
 
-def test_orders_by_hand_and_a_second_run_that_is_refused(run: Path, segments: Path) -> None:
+def test_orders_by_hand_a_second_run_that_is_refused_and_one_with_another_pair(
+    run: Path, segments: Path
+) -> None:
     with running(run, segments, "--no-flow", "--entries", "1", pairs=(BTC,)) as first:
         first.until("open, new")
         where = ("--target", first.orders_target, "--market-data", first.market_data_target)
@@ -228,7 +230,13 @@ def test_orders_by_hand_and_a_second_run_that_is_refused(run: Path, segments: Pa
         same_port = holdfast(segments, "run", "--run", f"{run}-other", "--port", port)
         assert same_port.returncode == 1
         assert f"port {port} of 127.0.0.1 is in use; choose another one" in same_port.stderr
+        paid = holdfast(segments, "deposit", "BTC", "1", "--ledger", first.ledger_target)
+        assert "credited to funding: 1.0" in paid.stdout, paid.stdout + paid.stderr
         first.stop()
+    # Another pair later: who deposited by hand is given its share all the same, and nobody twice.
+    with running(run, segments, "--no-flow", "--entries", "1") as second:
+        assert "16 deposits funded its accounts" in second.until(": open, ")
+        second.stop()
 
 
 @pytest.mark.parametrize(
