@@ -312,6 +312,12 @@ def test_a_fresh_address_waits(whole: MoneyExchange, holdfast: Holdfast) -> None
     assert waits[1] == "outside2"
     assert waits[2] != "now"
     assert "ADDRESS_TOO_FRESH" in refused_after_id(holdfast("withdraw BTC 0.1 --to outside2"))
+    whole.allow_fresh_addresses("2s")
+    whole.restart_ledgerd()
+    done(holdfast("address add BTC outside3"))
+    paid = done(holdfast("withdraw BTC 0.1 --to outside3 --wait"))
+    assert paid.splitlines()[1].startswith("waiting: address outside3 is listed")
+    assert paid.splitlines()[-1].startswith("confirmed: 0.1")
     whole.await_settled()
 
 

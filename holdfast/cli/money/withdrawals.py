@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from typing import Any, NoReturn
+import time
+from typing import Any, Final, NoReturn
 from uuid import UUID, uuid4
 
 from holdfast.cli.money.options import (
@@ -21,6 +22,9 @@ from holdfast.money.movements import CONFIRMED, Withdrawal
 from holdfast.retry import Retry
 from holdfast.running.demonstration import VISITOR
 
+ADDRESS_LOOK_S: Final = 0.5
+"""How often an address that waits is tried again."""
+
 
 def add_commands(commands: Any) -> None:
     """Add this module's commands to the parser."""
@@ -31,7 +35,12 @@ def add_commands(commands: Any) -> None:
     withdraw.add_argument("--as", dest="actor", default="", help="who asks; default: the account")
     withdraw.add_argument("--id", type=uuid, help="the id of an earlier attempt, to repeat it")
     withdraw.add_argument(
-        "--wait", type=int, nargs="?", const=60, metavar="SECONDS", help="follow it to its end"
+        "--wait",
+        type=int,
+        nargs="?",
+        const=60,
+        metavar="SECONDS",
+        help="wait for an address listed just now, and follow the withdrawal to its end",
     )
     found = command(
         commands, "withdrawals", _withdrawals, "list withdrawals, or show one by its id"
@@ -81,12 +90,7 @@ def _withdraw(given: argparse.Namespace) -> int:
     # Known before it is sent: whatever happens then, the same id never pays twice.
     print(f"withdrawal {made}", file=sys.stderr if given.json else sys.stdout, flush=True)
     with client(given, given.actor) as money:
-        try:
-            last = money.withdraw(given.asset, given.amount, given.address, withdrawal_id=made)
-        except InvalidRequest as error:
-            if error.reason != "INSUFFICIENT_FUNDS":
-                raise
-            _say_what_moves_it(money, given, error)
+        last = _asked(money, given, made)
         if given.wait is not None:
             last = _followed(money, given, made)
         elif not given.json:
@@ -96,6 +100,24 @@ def _withdraw(given: argparse.Namespace) -> int:
     if given.wait is None:
         return 0
     return 0 if last.state == CONFIRMED else 1
+
+
+def _asked(money: MoneyClient, given: argparse.Namespace, made: UUID) -> Withdrawal:
+    """Ask for a withdrawal; with `--wait` until its address, listed just now, may be used."""
+    ends = time.monotonic() + (given.wait or 0)
+    told = False
+    while True:
+        try:
+            return money.withdraw(given.asset, given.amount, given.address, withdrawal_id=made)
+        except InvalidRequest as error:
+            if error.reason == "INSUFFICIENT_FUNDS":
+                _say_what_moves_it(money, given, error)
+            if error.reason != "ADDRESS_TOO_FRESH" or time.monotonic() >= ends:
+                raise
+            if not told and not given.json:
+                print(f"waiting: {error.message}", flush=True)
+            told = True
+        time.sleep(ADDRESS_LOOK_S)
 
 
 def _followed(money: MoneyClient, given: argparse.Namespace, made: UUID) -> Withdrawal:
