@@ -85,7 +85,7 @@ async def _serve(
     market = Market([source(one, config) for one in instruments], config)
     if keeper is not None:
         for publication in market.publications.values():
-            publication.candles = keeper.source_of(publication.pair)
+            publication.keep_candles(keeper.source_of(publication.pair))
     admission = admission_of(http)
     service = service_of(market, GrpcGate(admission) if http.keys else None)
     web = http_server(market, http, admission)

@@ -368,7 +368,7 @@ class Ticker(_message.Message):
     """Quote amount traded in the last 24 hours, as decimal text."""
     volume_since_ns: _builtins.int
     """First moment that the 24 hour figures cover, nanoseconds since 1970 UTC: later than 24 hours
-    ago if this server has not watched for so long.
+    ago if trades of that time are missing.
     """
     trade_count: _builtins.int
     """Trades ever."""
@@ -385,8 +385,8 @@ class Ticker(_message.Message):
     vwap_24h: _builtins.str
     """Average price of the last 24 hours, weighted by volume, rounded half up to a whole tick."""
     trade_count_24h: _builtins.int
-    """Trades of the last 24 hours that this server has seen one by one: fewer than there were where
-    the figures were filled in from the engine's (before this server started).
+    """Trades of the last 24 hours that are known by number: fewer than there were if some were lost
+    over a midnight.
     """
     change_24h_ticks: _builtins.int
     """Last price less the first price of the last 24 hours, in ticks."""

@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mdgateway.feed.trade_log import TRADE_NUMBER, TRADE_TIME_NS
+
 Rows = npt.NDArray[np.int64]
 
 
@@ -68,11 +70,59 @@ class CandlePage(NamedTuple):
     """What to ask for as `to_ns` to get what was before; zero: there is nothing older."""
 
 
+class Hole(NamedTuple):
+    """Trades that were never seen, and the moments of the trades before and after them."""
+
+    first_trade_number: int
+    last_trade_number: int
+    from_ns: int
+    """Zero: no trade before them was seen."""
+    to_ns: int
+
+    @property
+    def trade_count(self) -> int:
+        """Return how many trades they are."""
+        return self.last_trade_number - self.first_trade_number + 1
+
+
+def holes_before(rows: Rows, last_trade_number: int, last_time_ns: int) -> list[Hole]:
+    """Return what is missing among trades in rows of ``trade_log`` that follow a last one."""
+    numbers = np.concatenate(([last_trade_number], rows[:, TRADE_NUMBER]))
+    times_ns = np.concatenate(([last_time_ns], rows[:, TRADE_TIME_NS]))
+    return [
+        Hole(
+            int(numbers[index]) + 1,
+            int(numbers[index + 1]) - 1,
+            int(times_ns[index]),
+            int(times_ns[index + 1]),
+        )
+        for index in np.flatnonzero(np.diff(numbers) > 1).tolist()
+    ]
+
+
+class Known(NamedTuple):
+    """What a source knows of the trades of more than the last 24 hours."""
+
+    minutes: tuple[Candle, ...]
+    """Candles of one minute, oldest first, without those that no trade is known of."""
+    holes: tuple[Hole, ...]
+    """What is missing in the present history, also longer ago."""
+    last_trade_number: int
+    last_time_ns: int
+
+
 class CandleSource(Protocol):
     """The candles of one pair."""
 
     revision: int
     """Rises whenever any candle changed or was closed."""
+
+    @property
+    def history(self) -> int:
+        """Rises when the pair begins anew; numbers and candles are of one history."""
+
+    def known(self) -> Known:
+        """Return what is known so far; may read a disk, so it is for the start only."""
 
     def add_trades(self, rows: Rows) -> None:
         """Take fresh trades in rows of ``trade_log``, oldest first, each once.

@@ -112,7 +112,7 @@ class Publication:
         self.trade_log = TradeLog(config.trade_capacity)
         self.rolling = RollingDay()
         self.candles: CandleSource | None = None
-        """Who keeps the candles, if anybody does; set once, before the first step."""
+        """Who keeps the candles, if anybody does."""
         self.orders: OrderLog | None = None
         """The feed order by order, of sources that know of orders."""
         self.notices: deque[Numbered] = deque(maxlen=NOTICE_CAPACITY)
@@ -275,6 +275,11 @@ class Publication:
 
     # What moves.
 
+    def keep_candles(self, source: CandleSource) -> None:
+        """Let a source keep the candles, and begin with what it knows; before the first step."""
+        self.candles = source
+        self.rolling.seed(source.known())
+
     def step(self, now_ns: int, time_ns: int) -> int:
         """Do what is due; return how much it was. Zero means that nothing happened.
 
@@ -326,13 +331,13 @@ class Publication:
         fresh = rows[rows[:, log.TRADE_NUMBER] > self.trade_log.newest]
         if not self.trade_log.append(fresh):
             return
-        self.rolling.add(
-            fresh[:, log.TRADE_TIME_NS].tolist(),
-            fresh[:, log.TRADE_PRICE].tolist(),
-            fresh[:, log.TRADE_LOTS].tolist(),
-        )
         if self.candles is not None:
+            history = self.candles.history
             self.candles.add_trades(fresh)
+            if self.candles.history != history:
+                # The pair began anew while nobody looked: what is known is of the old history.
+                self.rolling = RollingDay()
+        self.rolling.add(fresh)
 
     def _forget_trades(self, trade_count: int) -> None:
         """Begin another history, of which so many trades are not known."""

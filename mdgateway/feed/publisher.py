@@ -14,12 +14,13 @@ from exchange import book_layout as layout
 from exchange.instrument import Instrument
 from exchange.ownership import LayoutMismatch
 from mdgateway.book.depth import DepthBook, Snapshot
-from mdgateway.book.reader import BookReader, EventRun, FeedState
+from mdgateway.book.reader import BookReader, EventRun, FeedState, Touch
 from mdgateway.config import GatewayConfig
 from mdgateway.feed import trade_log as log
 from mdgateway.feed.order_log import OrderLog
 from mdgateway.feed.publication import DOWN, UNKNOWN_STATE, Publication
 from mdgateway.feed.records import NoticeKind
+from mdgateway.feed.ticker import Day
 
 Rows = npt.NDArray[np.int64]
 
@@ -206,7 +207,8 @@ class Publisher(Publication):
             # A replaced segment may count its owners from the start; subscribers see it rise.
             self.epoch = max(self.epoch + 1, self.reader.epoch)
         assert self.touch is not None
-        if self.touch.trade_count < self.trade_log.newest:
+        known = max(self.trade_log.newest, self.rolling.last_number)
+        if self.touch.trade_count < known:
             # Another history: nothing of the old one holds.
             self._forget_trades(self.touch.trade_count)
             self._status_sequence = 0
@@ -228,17 +230,13 @@ class Publisher(Publication):
             return 0
         if self._through != self.sequence or changed:
             self.sequence = self._through
-            worth = self.instrument.quote_units_per_tick_lot
-            touch = self.touch
-            self.rolling.reconcile(
-                self.wall_ns,
-                touch.last_time_ns,
-                touch.day_lots,
-                touch.day_quote_units // worth,
-                touch.day_high_ticks,
-                touch.day_low_ticks,
-                touch.day_open_ticks,
-            )
+            self._reconcile(self.touch)
             self._advance_views()
             self.revision += 1
         return 0
+
+    def _reconcile(self, touch: Touch) -> None:
+        tick_lots = touch.day_quote_units // self.instrument.quote_units_per_tick_lot
+        prices = touch.day_high_ticks, touch.day_low_ticks, touch.day_open_ticks
+        day = Day(touch.day_lots, tick_lots, *prices)
+        self.rolling.reconcile(touch.trade_count, touch.last_time_ns, day)

@@ -5,8 +5,12 @@ The log names accounts, so the gateway itself never reads it. An operator who ma
 anything about anybody, into the folder from which the gateway's store takes it at its next start.
 All longer candles are made from those.
 
-Invariant: a file covers whole seconds from the first to the last record that was read; within them
-it is complete.
+The log does not say the numbers of its trades. Read from its first execution they are counted from
+1; read from a later one (older ones are pruned) they are counted from there, and the store finds
+out what they are by the seconds that it has, too.
+
+Invariant: a file covers whole seconds up to the last record that was read; within them it is
+complete. Read from the first execution it covers everything before, too.
 """
 
 from collections.abc import AsyncIterable
@@ -38,20 +42,23 @@ _COLUMNS: Final = (*Candle._fields[:-1],)
 
 
 class Collected:
-    """The seconds of a log so far."""
+    """The seconds of a log so far; `from_start`: it is read from its first execution."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, from_start: bool = True) -> None:
+        self._from_start = from_start
         self.series = Series(Interval.SECOND, _CAPACITY)
         self.trade_count = 0
         self.from_ns = 0
+        """First moment that is covered."""
         self.to_ns = 0
 
     def take(self, rows: Rows) -> None:
         """Take the next executions."""
         if not len(rows):
             return
-        if not self.from_ns:
-            self.from_ns = int(rows[0, E_TIME_NS]) // SECOND_NS * SECOND_NS
+        if not self.from_ns and not self._from_start:
+            # The second of the first record may have begun before it.
+            self.from_ns = (int(rows[0, E_TIME_NS]) // SECOND_NS + 1) * SECOND_NS
         trades = rows[kind_of(rows) == ExecutionKind.TRADE]
         fresh = np.zeros((len(trades), TRADE_COLUMNS), np.int64)
         fresh[:, TRADE_NUMBER] = self.trade_count + 1 + np.arange(len(trades))
@@ -74,9 +81,9 @@ class Collected:
         return self.to_ns // SECOND_NS * SECOND_NS
 
 
-async def collect(chunks: AsyncIterable[Chunk]) -> Collected:
+async def collect(chunks: AsyncIterable[Chunk], *, from_start: bool = True) -> Collected:
     """Read a log up to where it reached when that was last said."""
-    collected = Collected()
+    collected = Collected(from_start=from_start)
     async for chunk in chunks:
         collected.take(chunk.rows)
         if chunk.next_number >= chunk.committed_number:
@@ -90,7 +97,7 @@ async def backfill(target: str, pair: str, folder: Path, from_number: int = 0) -
     Raises FeedOutOfRange if the log does not reach back to the number.
     """
     async with ExecutionFeed(target, pair) as feed, aclosing(feed.chunks(from_number)) as chunks:
-        collected = await collect(chunks)
+        collected = await collect(chunks, from_start=not from_number)
     path = write_file(folder, pair, collected)
     if path is None:
         return f"{pair}: {collected.trade_count} trades, no whole second with one; nothing written"

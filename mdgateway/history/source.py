@@ -19,15 +19,23 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
-from mdgateway.feed.candles import Candle, CandlePage, Interval
+from mdgateway.feed.candles import (
+    Candle,
+    CandlePage,
+    Hole,
+    Interval,
+    Known,
+    holes_before,
+)
 from mdgateway.feed.trade_log import TRADE_NUMBER, TRADE_TIME_NS
 from mdgateway.history.rollup import SECOND_NS, Series, candles_of_seconds, end_of
-from mdgateway.history.store import SECONDS_KEPT_NS, CandleStore, Change, Hole, Position
+from mdgateway.history.store import SECONDS_KEPT_NS, CandleStore, Change, Position
 
 Rows = npt.NDArray[np.int64]
 
 MEMORY_CANDLES: Final = 1_500
-"""Candles of each interval in memory; a client's first page never reads a disk."""
+"""Candles of each interval in memory; a client's first page never reads a disk, and the minutes
+reach over the last 24 hours."""
 WRITE_EVERY_S: Final = 1.0
 SETTLED_NS: Final = 5 * SECOND_NS
 """A trade's time is stamped before it is synced and told; later than this none comes."""
@@ -52,13 +60,27 @@ class PairCandles:
         self._dirty: dict[tuple[Interval, int], Candle] = {}
         self._holes: list[Hole] = []
 
+    @property
+    def history(self) -> int:
+        """Return the number of the history that the candles are of."""
+        return self._position.history
+
+    def known(self) -> Known:
+        """Return what is known so far; reads the store."""
+        return Known(
+            minutes=tuple(self._series[Interval.MINUTE].between(0, 1 << 62, MEMORY_CANDLES)),
+            holes=(*self._store.holes(self.pair), *self._holes),
+            last_trade_number=self._position.last_trade_number,
+            last_time_ns=self._position.last_time_ns,
+        )
+
     def add_trades(self, rows: Rows) -> None:
         """Take trades in rows of ``trade_log``, oldest first; known ones are passed over."""
         rows = self._fresh(rows)
         if not len(rows):
             return
-        self._note_hole(rows)
-        last_ns = self._position.last_time_ns
+        _, last_number, last_ns = self._position
+        self._holes += holes_before(rows, last_number, last_ns)
         for piece in candles_of_seconds(rows, last_ns):
             for interval, series in self._series.items():
                 candle = series.lay(piece)
@@ -74,19 +96,6 @@ class PairCandles:
             # Low numbers at a later time: the pair began anew while nobody looked.
             self.forget()
         return rows[rows[:, TRADE_NUMBER] > self._position.last_trade_number]
-
-    def _note_hole(self, rows: Rows) -> None:
-        numbers = np.concatenate(([self._position.last_trade_number], rows[:, TRADE_NUMBER]))
-        times_ns = np.concatenate(([self._position.last_time_ns], rows[:, TRADE_TIME_NS]))
-        for index in np.flatnonzero(np.diff(numbers) > 1).tolist():
-            self._holes.append(
-                Hole(
-                    int(numbers[index]) + 1,
-                    int(numbers[index + 1]) - 1,
-                    int(times_ns[index]),
-                    int(times_ns[index + 1]),
-                )
-            )
 
     def forget(self) -> None:
         """Begin another history without trades; the old one stays in the store."""

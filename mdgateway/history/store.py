@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import duckdb
 
-from mdgateway.feed.candles import Candle, Interval
+from mdgateway.feed.candles import Candle, Hole, Interval
 from mdgateway.history.rollup import SECOND_NS, offset_ns
 
 FILE_NAME: Final = "candles.duckdb"
@@ -60,6 +60,37 @@ LEFT JOIN candles AS known ON known.pair = fresh.pair AND known.history = fresh.
       AND known.length = fresh.length AND known.start_ns = fresh.bucket
 WHERE known.trade_count IS NULL OR known.trade_count <= fresh.trades
 """
+# How many trades there were before the first one of a file: what a second that the store has in the
+# same way says.
+_NUMBERS_BEFORE: Final = """
+SELECT known.last_trade_number - fresh.last_trade_number
+FROM read_parquet($path) AS fresh JOIN candles AS known USING (
+    start_ns, open_ticks, high_ticks, low_ticks, close_ticks, lots, tick_lots, trade_count)
+WHERE known.pair = $pair AND known.history = $history AND known.length = 1
+ORDER BY start_ns DESC LIMIT 1
+"""
+_EDGES: Final = """
+SELECT min(last_trade_number - trade_count) + 1 + $before, max(last_trade_number) + $before,
+       max(start_ns) + 999999999
+FROM read_parquet($path)
+"""
+# Holes of which a file has one end.
+_LATER_HOLE: Final = """
+UPDATE holes SET first_trade_number = $last + 1, from_ns = $to
+WHERE pair = $pair AND history = $history AND from_ns >= $from AND from_ns < $to AND to_ns > $to
+      AND $last BETWEEN first_trade_number AND last_trade_number - 1
+"""
+_EARLIER_HOLE: Final = """
+UPDATE holes SET last_trade_number = $first - 1, to_ns = $from
+WHERE pair = $pair AND history = $history AND from_ns < $from AND to_ns > $from AND to_ns <= $to
+      AND $first BETWEEN first_trade_number + 1 AND last_trade_number
+"""
+# What a file has beyond the last trade that was counted is counted now, up to the end of its last
+# second: told again by an engine's ring, these trades are known.
+_REACH: Final = """
+INSERT OR REPLACE INTO positions SELECT $pair, $history, $last, $end
+WHERE NOT EXISTS (SELECT 1 FROM positions WHERE pair = $pair AND last_trade_number >= $last)
+"""
 
 
 class StoreInUse(Exception):
@@ -72,15 +103,6 @@ class Position(NamedTuple):
     history: int = 1
     last_trade_number: int = 0
     last_time_ns: int = 0
-
-
-class Hole(NamedTuple):
-    """Trades that were never seen, and the moments between which they were."""
-
-    first_trade_number: int
-    last_trade_number: int
-    from_ns: int
-    to_ns: int
 
 
 class Change(NamedTuple):
@@ -165,28 +187,33 @@ class CandleStore:
         """Take in what ``backfill`` left for this store; return a sentence for each file."""
         done = []
         for path in sorted(self._imports.glob("*.parquet")):
-            done.append(self._take_import(path))
-            path.replace(path.with_suffix(".taken"))
+            taken, sentence = self._take_import(path)
+            done.append(f"{path.name}: {sentence}")
+            path.replace(path.with_suffix(".taken" if taken else ".refused"))
         return done
 
-    def _take_import(self, path: Path) -> str:
+    def _take_import(self, path: Path) -> tuple[bool, str]:
         columns = "pair, covers_from_ns, covers_to_ns"
         [(pair, from_ns, to_ns)] = self._read(
             f"SELECT DISTINCT {columns} FROM read_parquet(?)", [str(path)]
         )
-        position = self._position(pair)
-        span = {"pair": pair, "history": position.history, "from": from_ns, "to": to_ns}
+        place = {"path": str(path), "pair": pair, "history": self._position(pair).history}
+        # Counted from the first trade of all the numbers are what they are.
+        before = [(0,)] if not from_ns else self._read(_NUMBERS_BEFORE, place)
+        if not before:
+            return False, f"no second of {pair} like one in the store says which trades they are"
+        span = {"pair": pair, "history": place["history"], "from": from_ns, "to": to_ns}
         with self._lock:
             self._begin()
             try:
-                count = self._replace_seconds(path, span)
+                count = self._replace_seconds(place | {"before": before[0][0]}, span)
             except BaseException:
                 self._connection.rollback()
                 raise
             self._connection.commit()
-        return f"{path.name}: {count} seconds of {pair} with trades"
+        return True, f"{count} seconds of {pair} with trades"
 
-    def _replace_seconds(self, path: Path, span: dict[str, Any]) -> int:
+    def _replace_seconds(self, place: dict[str, Any], span: dict[str, Any]) -> int:
         execute = self._connection.execute
         within = "pair = $pair AND history = $history"
         execute(
@@ -194,9 +221,9 @@ class CandleStore:
             " AND start_ns < $to",
             span,
         )
-        place = {"path": str(path), "pair": span["pair"], "history": span["history"]}
         answer = execute(
-            f"INSERT INTO candles SELECT $pair, $history, 1, {_FIGURES} FROM read_parquet($path)",
+            f"INSERT INTO candles SELECT $pair, $history, 1, {_FIGURES} + $before"
+            " FROM read_parquet($path)",
             place,
         ).fetchone()
         for interval in list(Interval)[1:]:
@@ -207,11 +234,12 @@ class CandleStore:
             }
             execute(_AGAIN, span | lengths)
         execute(f"DELETE FROM holes WHERE {within} AND from_ns >= $from AND to_ns <= $to", span)
-        execute(
-            "INSERT OR IGNORE INTO positions SELECT $pair, $history, max(last_trade_number),"
-            " max(start_ns) FROM candles WHERE pair = $pair AND history = $history",
-            {"pair": span["pair"], "history": span["history"]},
-        )
+        numbers = {"path": place["path"], "before": place["before"]}
+        [(first, last, end_ns)] = execute(_EDGES, numbers).fetchall()
+        execute(_LATER_HOLE, span | {"last": last})
+        execute(_EARLIER_HOLE, span | {"first": first})
+        whose = {"pair": span["pair"], "history": span["history"]}
+        execute(_REACH, whose | {"last": last, "end": end_ns})
         return int(answer[0]) if answer else 0
 
     def _write_pair(self, pair: str, change: Change) -> None:
@@ -240,6 +268,6 @@ class CandleStore:
     def _begin(self) -> None:
         self._connection.begin()
 
-    def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
+    def _read(self, query: str, values: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
         with self._lock:
             return self._connection.execute(query, values).fetchall()

@@ -181,7 +181,7 @@ async def open_door(
     market = Market([Publisher(INSTRUMENT, config)], config)
     store = CandleStore(folder / "candles") if candles else None
     if store is not None:
-        market.publications[PAIR].candles = CandleKeeper(store).source_of(PAIR)
+        market.publications[PAIR].keep_candles(CandleKeeper(store).source_of(PAIR))
     given: dict[str, Any] = {"port": 0, "anonymous_tier": "professional"} | settings
     http = HttpConfig(**given).validate()
     admission = Admission(Keyring(http.keys), tiers, http.anonymous_tier)

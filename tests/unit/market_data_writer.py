@@ -20,6 +20,8 @@ from exchange.ownership import Owned
 Rows = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint64]
 
+DAY_NS = 86_400 * 1_000_000_000
+
 INSTRUMENT = Instrument(
     pair="TEST-USDT",
     price_capacity_ticks=1 << 16,
@@ -205,11 +207,22 @@ class Writer:
         """Publish one command that trades without changing a level."""
         self.trade_count += 1
         touch = self.arrays["touch"]
+        self._count_day(touch, price, lots)
         touch[layout.TOUCH_LAST_PRICE] = price
         touch[layout.TOUCH_LAST_LOTS] = lots
         touch[layout.TOUCH_LAST_TIME_NS] = self.time_ns
         touch[layout.TOUCH_TRADE_COUNT] = self.trade_count
         self.batch([(EVENT_TRADE, taker_side, price, lots, 0, self.trade_count)])
+
+    def _count_day(self, touch: Rows, price: int, lots: int) -> None:
+        if self.time_ns // DAY_NS != touch[layout.TOUCH_LAST_TIME_NS] // DAY_NS:
+            touch[layout.TOUCH_DAY_OPEN : layout.TOUCH_DAY_LOW + 1] = price
+            touch[layout.TOUCH_DAY_LOTS] = touch[layout.TOUCH_DAY_QUOTE_UNITS] = 0
+        touch[layout.TOUCH_DAY_HIGH] = max(touch[layout.TOUCH_DAY_HIGH], price)
+        touch[layout.TOUCH_DAY_LOW] = min(touch[layout.TOUCH_DAY_LOW], price)
+        touch[layout.TOUCH_DAY_LOTS] += lots
+        worth = self.instrument.quote_units_per_tick_lot
+        touch[layout.TOUCH_DAY_QUOTE_UNITS] += price * lots * worth
 
     def status(self, status: int) -> None:
         """Publish a change of the pair's status."""

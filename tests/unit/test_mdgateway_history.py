@@ -11,13 +11,13 @@ import pytest
 from exchange.enums import ExecutionKind
 from exchange.feed import Chunk
 from exchange.records import E_PRICE, E_QUANTITY, E_TIME_NS, E_VERB, EXECUTION_WORDS
-from mdgateway.feed.candles import Interval
+from mdgateway.feed.candles import Hole, Interval
 from mdgateway.feed.trade_log import TRADE_COLUMNS
 from mdgateway.history import source
 from mdgateway.history.backfill import collect, write_file
 from mdgateway.history.rollup import SECOND_NS, start_of
 from mdgateway.history.source import CandleKeeper
-from mdgateway.history.store import CandleStore, Hole, StoreInUse
+from mdgateway.history.store import CandleStore, StoreInUse
 
 PAIR = "BTC-USDT"
 START_NS = 1_763_856_000 * SECOND_NS
