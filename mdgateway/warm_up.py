@@ -14,7 +14,7 @@ from exchange.instrument import Instrument
 from exchange.seqlock import read_stable
 from mdgateway.book import stable
 from mdgateway.book.depth import LEVEL_COLUMNS, DepthBook, Snapshot
-from mdgateway.book.orders import FIRST_CAPACITY, OrderBook
+from mdgateway.book.orders import EVENT_COLUMNS, FIRST_CAPACITY, OrderBook
 from mdgateway.book.view import View
 
 
@@ -48,7 +48,7 @@ def warm_up() -> None:
     out[0, layout.EVENT_VERB] = layout.EVENT_LEVEL | int(Side.BUY) << 8
     book.apply(out[:1], 0)
     orders = OrderBook()
-    orders.apply(np.zeros((2 * FIRST_CAPACITY, layout.EVENT_WORDS), np.int64), 0)
+    orders.apply(np.zeros((2 * FIRST_CAPACITY, EVENT_COLUMNS), np.int64))
     view.advance(book, 0)
 
 

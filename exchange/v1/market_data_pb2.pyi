@@ -1659,6 +1659,7 @@ class OrderEvent(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     TIME_NS_FIELD_NUMBER: _builtins.int
     IS_GONE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     action: Global___OrderAction.ValueType
     """What happened."""
     order_number: _builtins.int
@@ -1677,6 +1678,8 @@ class OrderEvent(_message.Message):
     """When, nanoseconds since 1970 UTC."""
     is_gone: _builtins.bool
     """Whether the order has left the book with this event."""
+    position: _builtins.int
+    """Its position among all events of the book: the same on every gateway, and never twice."""
     def __init__(
         self,
         *,
@@ -1689,10 +1692,11 @@ class OrderEvent(_message.Message):
         sequence: _builtins.int = ...,
         time_ns: _builtins.int = ...,
         is_gone: _builtins.bool = ...,
+        position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "is_gone", b"is_gone", "order_number", b"order_number", "price_ticks", b"price_ticks", "quantity_lots", b"quantity_lots", "sequence", b"sequence", "side", b"side", "time_ns", b"time_ns", "trade_number", b"trade_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "is_gone", b"is_gone", "order_number", b"order_number", "position", b"position", "price_ticks", b"price_ticks", "quantity_lots", b"quantity_lots", "sequence", b"sequence", "side", b"side", "time_ns", b"time_ns", "trade_number", b"trade_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,22 +14,37 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from exchange.book_layout import (
-    ACTION_ADDED,
-    ACTION_DELETED,
-    ACTION_REDUCED,
-    EVENT_ACTION_SHIFT,
-    EVENT_LEVEL,
-    EVENT_LOTS,
-    EVENT_ORDER,
-    EVENT_ORDER_LOTS_SHIFT,
-    EVENT_PRICE,
-    EVENT_TRADE,
-    EVENT_VERB,
-)
+from exchange import book_layout as layout
 from exchange.compiled import inlined, kernel
 
 Rows = npt.NDArray[np.int64]
+
+EVENT_ACTION: Final = 0
+"""ADD, REDUCE, DELETE or EXECUTE: the OrderAction of the wire."""
+EVENT_ORDER: Final = 1
+EVENT_SIDE: Final = 2
+"""Side of the resting order, also for a trade."""
+EVENT_PRICE: Final = 3
+EVENT_LOTS: Final = 4
+EVENT_TRADE_NUMBER: Final = 5
+EVENT_SEQUENCE: Final = 6
+EVENT_TIME_NS: Final = 7
+EVENT_POSITION: Final = 8
+EVENT_IS_GONE: Final = 9
+"""One: the order left the book with this event."""
+EVENT_COLUMNS: Final = 10
+
+ADD: Final = 1
+REDUCE: Final = 2
+DELETE: Final = 3
+EXECUTE: Final = 4
+
+FITS: Final = 0
+"""What came of an event: it fits the order it is about."""
+STRANGER: Final = 1
+"""It is about an order that is not known."""
+CONTRADICTS: Final = 2
+"""It cannot be of the order that is known by this number."""
 
 ORDER_NUMBER: Final = 0
 """Zero: an empty place of the table."""
@@ -73,32 +88,36 @@ def _remove(table: Rows, at: int) -> None:
 
 
 @kernel
-def _apply(table: Rows, count: int, events: Rows, position: int) -> int:
-    """Take events, the first of which stands at `position`; return how many orders are known."""
+def _apply(table: Rows, count: int, events: Rows, outcomes: Rows) -> int:
+    """Take events and write down what came of each; return how many orders are known."""
     for index in range(events.shape[0]):
         number = events[index, EVENT_ORDER]
-        if number == 0:
-            continue
-        verb = events[index, EVENT_VERB]
-        action = (verb >> EVENT_ACTION_SHIFT) & 0xF
         at = _find(table, number)
         known = table[at, 0] == number
-        if verb & 0xFF == EVENT_LEVEL and action == ACTION_ADDED:
-            if not known:
+        if events[index, EVENT_ACTION] == ADD:
+            if known:
+                outcomes[index] = CONTRADICTS
+            else:
                 count += 1
             table[at, 0] = number
-            table[at, 1] = (verb >> 8) & 0xFF
+            table[at, 1] = events[index, EVENT_SIDE]
             table[at, 2] = events[index, EVENT_PRICE]
-            table[at, 3] = verb >> EVENT_ORDER_LOTS_SHIFT
-            table[at, 4] = position + index
-        elif known and action == ACTION_DELETED:
+            table[at, 3] = events[index, EVENT_LOTS]
+            table[at, 4] = events[index, EVENT_POSITION]
+            continue
+        if not known:
+            outcomes[index] = STRANGER
+            continue
+        table[at, 3] -= events[index, EVENT_LOTS]
+        is_gone = events[index, EVENT_IS_GONE] == 1
+        placed = (
+            table[at, 1] == events[index, EVENT_SIDE] and table[at, 2] == events[index, EVENT_PRICE]
+        )
+        if not placed or table[at, 3] < 0 or (table[at, 3] == 0) != is_gone:
+            outcomes[index] = CONTRADICTS
+        if is_gone:
             _remove(table, at)
             count -= 1
-        elif known and action == ACTION_REDUCED:
-            lots = verb >> EVENT_ORDER_LOTS_SHIFT
-            if verb & 0xFF == EVENT_TRADE:
-                lots = events[index, EVENT_LOTS]
-            table[at, 3] -= lots
     return count
 
 
@@ -110,6 +129,32 @@ def _grow(old: Rows, new: Rows) -> None:
             at = _find(new, old[index, 0])
             for column in range(5):
                 new[at, column] = old[index, column]
+
+
+def order_events(events: Rows, position: int) -> Rows:
+    """Return those of the ring's events that are about an order, in rows of EVENT_COLUMNS.
+
+    The first of `events` stands at `position`.
+    """
+    about = np.flatnonzero(events[:, layout.EVENT_ORDER])
+    given = events[about]
+    verb = given[:, layout.EVENT_VERB]
+    is_trade = verb & 0xFF == layout.EVENT_TRADE
+    action = (verb >> layout.EVENT_ACTION_SHIFT) & 0xF
+    side = (verb >> 8) & 0xFF
+    rows = np.empty((len(about), EVENT_COLUMNS), np.int64)
+    rows[:, EVENT_ACTION] = np.where(is_trade, EXECUTE, action)
+    rows[:, EVENT_ORDER] = given[:, layout.EVENT_ORDER]
+    rows[:, EVENT_SIDE] = np.where(is_trade, 3 - side, side)
+    rows[:, EVENT_PRICE] = given[:, layout.EVENT_PRICE]
+    order_lots = verb >> layout.EVENT_ORDER_LOTS_SHIFT
+    rows[:, EVENT_LOTS] = np.where(is_trade, given[:, layout.EVENT_LOTS], order_lots)
+    rows[:, EVENT_TRADE_NUMBER] = np.where(is_trade, given[:, layout.EVENT_COUNT], 0)
+    rows[:, EVENT_SEQUENCE] = given[:, layout.EVENT_SEQUENCE]
+    rows[:, EVENT_TIME_NS] = given[:, layout.EVENT_TIME_NS]
+    rows[:, EVENT_POSITION] = position + about
+    rows[:, EVENT_IS_GONE] = action == layout.ACTION_DELETED
+    return rows
 
 
 class OrdersAt(NamedTuple):
@@ -134,14 +179,35 @@ class OrderBook:
         self.count = 0
         self._table = np.zeros((FIRST_CAPACITY, ORDER_COLUMNS), np.int64)
 
-    def apply(self, events: Rows, position: int) -> None:
-        """Take the events that follow the last ones; the first stands at `position`."""
-        most = self.count + len(events)
+    def load(self, orders: Rows) -> None:
+        """Begin again with these orders, in rows of ORDER_COLUMNS."""
+        self.forget()
+        self._make_room(len(orders))
+        _grow(orders, self._table)
+        self.count = len(orders)
+
+    def apply(self, events: Rows) -> Rows:
+        """Take the events that follow the last ones; return what came of each."""
+        self._make_room(self.count + len(events))
+        outcomes = np.zeros(len(events), np.int64)
+        self.count = int(_apply(self._table, self.count, events, outcomes))
+        return outcomes
+
+    def known(self, side: int) -> Rows:
+        """Return the orders of a side: best price first, orders of one price by their turn."""
+        sign = 3 - 2 * side
+        of_side = self._table[self._table[:, ORDER_NUMBER] != 0]
+        of_side = of_side[of_side[:, ORDER_SIDE] == side]
+        best_first = np.lexsort((of_side[:, ORDER_TURN], -sign * of_side[:, ORDER_PRICE]))
+        ordered: Rows = of_side[best_first]
+        return ordered
+
+    def _make_room(self, most: int) -> None:
+        """Make the table large enough for so many orders."""
         if 2 * most > len(self._table):
             grown = np.zeros((1 << (2 * most).bit_length(), ORDER_COLUMNS), np.int64)
             _grow(self._table, grown)
             self._table = grown
-        self.count = int(_apply(self._table, self.count, events, position))
 
     def at_levels(self, bids: Rows, asks: Rows) -> OrdersAt | None:
         """Return the orders at these levels (price ticks, lots, orders), best first.
@@ -149,14 +215,11 @@ class OrderBook:
         Orders at no level given are left out. None: the levels hold less than the orders known
         there, so one of the two is not of this moment.
         """
-        known = self._table[self._table[:, ORDER_NUMBER] != 0]
         orders, unknown = [], []
         for side, levels in ((1, bids), (2, asks)):
             sign = 3 - 2 * side
-            of_side = known[known[:, ORDER_SIDE] == side]
+            of_side = self.known(side)
             of_side = of_side[np.isin(of_side[:, ORDER_PRICE], levels[:, 0])]
-            best_first = np.lexsort((of_side[:, ORDER_TURN], -sign * of_side[:, ORDER_PRICE]))
-            of_side = of_side[best_first]
             # Levels are ordered by -sign * price, so a level is found by searching for that.
             level_of = np.searchsorted(-sign * levels[:, 0], -sign * of_side[:, ORDER_PRICE])
             rest = levels[:, 1:3].copy()

@@ -9,37 +9,16 @@ follows from another.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from exchange import book_layout as layout
-from mdgateway.book.depth import DepthBook
-from mdgateway.book.orders import OrderBook, OrdersAt
+from mdgateway.book.orders import EVENT_COLUMNS, EVENT_POSITION, OrdersAt
 
 Rows = npt.NDArray[np.int64]
-
-EVENT_ACTION: Final = 0
-"""An OrderAction."""
-EVENT_ORDER: Final = 1
-EVENT_SIDE: Final = 2
-"""Side of the resting order, also for a trade."""
-EVENT_PRICE: Final = 3
-EVENT_LOTS: Final = 4
-EVENT_TRADE_NUMBER: Final = 5
-EVENT_SEQUENCE: Final = 6
-EVENT_TIME_NS: Final = 7
-EVENT_POSITION: Final = 8
-EVENT_IS_GONE: Final = 9
-"""One: the order left the book with this event."""
-EVENT_COLUMNS: Final = 10
-
-ADD: Final = 1
-REDUCE: Final = 2
-DELETE: Final = 3
-EXECUTE: Final = 4
 
 SNAPSHOT_COUNT: Final = 8
 """Snapshots kept; a subscriber that has not taken all parts of an older one is too slow."""
@@ -74,54 +53,60 @@ class OrderLog:
         assert capacity.bit_count() == 1, f"capacity is {capacity}; a power of two is needed"
         self.capacity = capacity
         self.life = 0
+        self.epoch = 0
+        """Epoch of the engine that the events are of; zero: it is not known yet."""
+        self.sequence = 0
+        """Sequence of the last command whose events have been taken."""
         self.position = 0
         """Events below this position have been taken."""
+        self.is_whole = True
+        """Whether the events taken end with a command; the source says so."""
         self.oldest = 0
         """Index of the oldest event that is kept; indexes rise through all lives."""
         self.next_index = 0
         self.contradiction_count = 0
-        """How often the orders known did not fit the levels; not once, if all is well."""
-        self.book = OrderBook()
+        """How often the orders known did not fit what was told of them; not once, if all is
+        well."""
         self._rows = np.zeros((capacity, EVENT_COLUMNS), np.int64)
         self._first_position = 0
         self._snapshots: deque[OrderSnapshot] = deque(maxlen=SNAPSHOT_COUNT)
 
-    def forget(self, position: int) -> None:
-        """Begin another life, at an event position, without orders."""
+    def begin(self, epoch: int, position: int) -> None:
+        """Begin another life, at an event position; nothing of the one before is kept."""
         self.life += 1
+        self.epoch, self.is_whole = epoch, True
         self.position = self._first_position = position
         self.oldest = self.next_index
-        self.book.forget()
         self._snapshots.clear()
 
-    def take(self, events: Rows, position: int) -> None:
-        """Take a run of the ring's events that follows the last one."""
-        assert position == self.position, f"events at {position} do not follow {self.position}"
-        self.book.apply(events, position)
-        self.position = position + len(events)
-        rows = _order_events(events, position)[-self.capacity :]
-        places = np.arange(self.next_index, self.next_index + len(rows)) & (self.capacity - 1)
-        self._rows[places] = rows
+    def append(self, rows: Rows, position: int) -> None:
+        """Take events, in rows of EVENT_COLUMNS, that follow the last ones and end at `position`.
+
+        There may be fewer of them than positions: many of the ring's events concern no order.
+        """
+        assert self.position <= position, f"events to {position} do not follow {self.position}"
+        self.position = position
         self.next_index += len(rows)
+        kept = rows[-self.capacity :]
+        places = np.arange(self.next_index - len(kept), self.next_index) & (self.capacity - 1)
+        self._rows[places] = kept
         self.oldest = max(self.oldest, self.next_index - self.capacity)
 
     def snapshot(
-        self, epoch: int, sequence: int, levels: DepthBook, level_count: int, now_ns: int
+        self, now_ns: int, orders_now: Callable[[], OrdersAt | None]
     ) -> OrderSnapshot | None:
-        """Return a snapshot of this second; `levels` are those at the log's position.
+        """Return a snapshot of this second; `orders_now` makes one of the log's position.
 
-        None: the levels are not those of this moment; what is known was forgotten then.
+        None: it cannot be made at this step.
         """
         newest = self._snapshots[-1] if self._snapshots else None
         fresh = newest is not None and now_ns - newest.made_ns < SNAPSHOT_LIFE_NS
         if newest is not None and fresh and newest.index >= self.oldest:
             return newest
-        orders = self.book.at_levels(*levels.top(level_count))
+        orders = orders_now() if self.epoch and self.is_whole else None
         if orders is None:
-            self.contradiction_count += 1
-            self.forget(self.position)
             return None
-        place = epoch, sequence, self.position, self.next_index
+        place = self.epoch, self.sequence, self.position, self.next_index
         self._snapshots.append(OrderSnapshot(self.life, *place, now_ns, orders))
         return self._snapshots[-1]
 
@@ -145,26 +130,3 @@ class OrderLog:
         end = min(self.next_index, index + limit)
         rows: Rows = self._rows[np.arange(index, end) & (self.capacity - 1)]
         return rows
-
-
-def _order_events(events: Rows, position: int) -> Rows:
-    """Return those of the ring's events that are about an order."""
-    about = np.flatnonzero(events[:, layout.EVENT_ORDER])
-    given = events[about]
-    verb = given[:, layout.EVENT_VERB]
-    is_trade = verb & 0xFF == layout.EVENT_TRADE
-    action = (verb >> layout.EVENT_ACTION_SHIFT) & 0xF
-    side = (verb >> 8) & 0xFF
-    rows = np.empty((len(about), EVENT_COLUMNS), np.int64)
-    rows[:, EVENT_ACTION] = np.where(is_trade, EXECUTE, action)
-    rows[:, EVENT_ORDER] = given[:, layout.EVENT_ORDER]
-    rows[:, EVENT_SIDE] = np.where(is_trade, 3 - side, side)
-    rows[:, EVENT_PRICE] = given[:, layout.EVENT_PRICE]
-    order_lots = verb >> layout.EVENT_ORDER_LOTS_SHIFT
-    rows[:, EVENT_LOTS] = np.where(is_trade, given[:, layout.EVENT_LOTS], order_lots)
-    rows[:, EVENT_TRADE_NUMBER] = np.where(is_trade, given[:, layout.EVENT_COUNT], 0)
-    rows[:, EVENT_SEQUENCE] = given[:, layout.EVENT_SEQUENCE]
-    rows[:, EVENT_TIME_NS] = given[:, layout.EVENT_TIME_NS]
-    rows[:, EVENT_POSITION] = position + about
-    rows[:, EVENT_IS_GONE] = action == layout.ACTION_DELETED
-    return rows

@@ -305,8 +305,9 @@ def _order_run(record: OrderRun) -> market_data_pb2.OrderBatch:
                 sequence=sequence,
                 time_ns=time_ns,
                 is_gone=bool(gone),
+                position=position,
             )
-            for action, order, side, price, lots, trade, sequence, time_ns, _, gone in (
+            for action, order, side, price, lots, trade, sequence, time_ns, position, gone in (
                 record.rows.tolist()
             )
         ],

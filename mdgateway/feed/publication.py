@@ -27,6 +27,7 @@ import numpy.typing as npt
 from exchange.instrument import Instrument
 from mdgateway.book.checksum import depth_checksum
 from mdgateway.book.depth import DepthBook
+from mdgateway.book.orders import OrdersAt
 from mdgateway.book.reader import FeedState, Touch
 from mdgateway.book.view import View
 from mdgateway.config import GatewayConfig
@@ -186,12 +187,9 @@ class Publication:
 
     def order_snapshot(self) -> OrderSnapshot | None:
         """Return all orders of this moment or a moment ago; None: not at this step."""
-        if self.orders is None or self.book is None:
+        if self.orders is None:
             return None
-        if self.book.event_position != self.orders.position:
-            return None
-        place = self.epoch, self.sequence, self.book, self.config.full_level_count
-        return self.orders.snapshot(*place, self._now_ns)
+        return self.orders.snapshot(self._now_ns, self._orders_now)
 
     def acquire_view(self, level_count: int) -> View:
         """Return the shared view of so many levels; give it back with `release_view`."""
@@ -305,6 +303,13 @@ class Publication:
 
     def _advance(self) -> int:
         """Bring everything up to date from the source; return how much was done."""
+        raise NotImplementedError
+
+    def _orders_now(self) -> OrdersAt | None:
+        """Return all orders at the position of the order log; None: not at this step.
+
+        Asked of sources that know of orders.
+        """
         raise NotImplementedError
 
     def _forget_encodings(self) -> None:

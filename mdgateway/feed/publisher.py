@@ -14,6 +14,7 @@ from exchange import book_layout as layout
 from exchange.instrument import Instrument
 from exchange.ownership import LayoutMismatch
 from mdgateway.book.depth import DepthBook, Snapshot
+from mdgateway.book.orders import OrderBook, OrdersAt, order_events
 from mdgateway.book.reader import BookReader, EventRun, FeedState, Touch
 from mdgateway.config import GatewayConfig
 from mdgateway.feed import trade_log as log
@@ -40,6 +41,7 @@ class Publisher(Publication):
             stale_after_ns=config.stale_after_ms * 1_000_000,
         )
         self.orders = self._order_log = OrderLog(config.order_event_capacity)
+        self._order_book = OrderBook()
         self._spare = DepthBook(config.level_capacity)
         self._following = False
         """Whether events apply to `book`; if not it stands still until a copy replaces it."""
@@ -95,7 +97,7 @@ class Publisher(Publication):
             # What was seen before is known by trade number and sequence, not by position: a new
             # segment counts its positions from the start.
             self._cursor = self.reader.oldest_event()
-            self._order_log.forget(self._cursor)
+            self._forget_orders(0, self._cursor)
         live = state is FeedState.LIVE
         self._set_engine_state(self.reader.engine_state() + 1 if live else UNKNOWN_STATE)
         if state is self.state:
@@ -126,7 +128,7 @@ class Publisher(Publication):
                 self._lost += run.lost
                 self._reload_reason = self._reload_reason or "missed"
                 self._following = False
-                self._order_log.forget(run.position)
+                self._forget_orders(self._order_log.epoch, run.position)
             if len(run.rows):
                 self._take(run)
             if run.caught_up:
@@ -135,12 +137,15 @@ class Publisher(Publication):
             # The engine outruns this process: a copy of the book is the shorter way.
             self._reload_reason = self._reload_reason or "missed"
             self._following = False
+        self._order_log.is_whole = run.caught_up
         return done
 
     def _take(self, run: EventRun) -> None:
         rows = run.rows
         kinds = rows[:, layout.EVENT_VERB] & 0xFF
-        self._order_log.take(rows, run.position)
+        about_orders = order_events(rows, run.position)
+        self._order_book.apply(about_orders)
+        self._order_log.append(about_orders, run.next_position)
         if self._following and self.book is not None:
             self.book.apply(rows, run.position)
         trades = rows[kinds == layout.EVENT_TRADE]
@@ -153,6 +158,21 @@ class Publisher(Publication):
                 status = event[layout.EVENT_COUNT]
                 self._announce(NoticeKind.PAIR_STATUS, "the pair's status changed", status)
         self.time_ns = max(self.time_ns, int(rows[-1, layout.EVENT_TIME_NS]))
+
+    def _forget_orders(self, epoch: int, position: int) -> None:
+        self._order_book.forget()
+        self._order_log.begin(epoch, position)
+
+    def _orders_now(self) -> OrdersAt | None:
+        log = self._order_log
+        if self.book is None or self.book.event_position != log.position:
+            return None
+        orders = self._order_book.at_levels(*self.book.top(self.config.full_level_count))
+        if orders is None:
+            # The levels hold less than the orders known there: one of the two is wrong.
+            log.contradiction_count += 1
+            self._forget_orders(log.epoch, log.position)
+        return orders
 
     def _take_trade_events(self, events: Rows) -> None:
         rows = np.empty((len(events), log.TRADE_COLUMNS), np.int64)
@@ -205,7 +225,7 @@ class Publisher(Publication):
         self._reload_reason, self._lost = "", 0
         if reason != "missed":
             # A replaced segment may count its owners from the start; subscribers see it rise.
-            self.epoch = max(self.epoch + 1, self.reader.epoch)
+            self.epoch = self._order_log.epoch = max(self.epoch + 1, self.reader.epoch)
         assert self.touch is not None
         known = max(self.trade_log.newest, self.rolling.last_number)
         if self.touch.trade_count < known:
@@ -229,7 +249,7 @@ class Publisher(Publication):
         if self.book is None or self.touch is None or not self._following:
             return 0
         if self._through != self.sequence or changed:
-            self.sequence = self._through
+            self.sequence = self._order_log.sequence = self._through
             self._reconcile(self.touch)
             self._advance_views()
             self.revision += 1

@@ -149,7 +149,7 @@ class OrderPart(NamedTuple):
 
 
 class OrderRun(NamedTuple):
-    """Consecutive order events, oldest first, in rows of ``order_log`` (EVENT_COLUMNS)."""
+    """Consecutive order events, oldest first, in rows of ``mdgateway.book.orders``."""
 
     epoch: int
     previous_position: int

@@ -87,25 +87,32 @@ def candles_of(publication: Publication) -> CandleSource:
 
 def with_orders(publication: Publication) -> Publication:
     """Return the publication if its source knows of orders."""
-    if publication.orders is None:
-        raise Refused(
-            Refusal(
-                Code.UNAVAILABLE,
-                "ORDERS_UNAVAILABLE",
-                "this server follows another one and is not told of orders",
-                "pair",
-                publication.pair,
-            )
+    if publication.orders is not None:
+        return publication
+    if not publication.ready:
+        # Whether there are orders to tell is known when there is a book.
+        raise Refused(_no_book(publication))
+    raise Refused(
+        Refusal(
+            Code.UNAVAILABLE,
+            "ORDERS_UNAVAILABLE",
+            "this server follows another one that tells it no orders",
+            "pair",
+            publication.pair,
         )
-    return publication
+    )
 
 
 def with_book(publication: Publication) -> Publication:
     """Return the publication if there is a book to tell."""
     if not publication.ready or publication.touch is None:
-        why = publication.trouble or "the book is not there yet: its engine has not started"
-        raise Refused(Refusal(Code.UNAVAILABLE, "BOOK_UNAVAILABLE", why, "pair", publication.pair))
+        raise Refused(_no_book(publication))
     return publication
+
+
+def _no_book(publication: Publication) -> Refusal:
+    why = publication.trouble or "the book is not there yet: its engine has not started"
+    return Refusal(Code.UNAVAILABLE, "BOOK_UNAVAILABLE", why, "pair", publication.pair)
 
 
 def lagging(error: Lagging) -> Refusal:

@@ -20,13 +20,9 @@ Order of what is said: notices, then content, then a heartbeat in silence.
 from collections.abc import Callable, Hashable
 from typing import Final
 
+from mdgateway.book.orders import EVENT_POSITION
 from mdgateway.feed.candles import Candle, CandleSource, Interval
-from mdgateway.feed.order_log import (
-    EVENT_POSITION,
-    ROWS_PER_PART,
-    OrderLog,
-    OrderSnapshot,
-)
+from mdgateway.feed.order_log import ROWS_PER_PART, OrderLog, OrderSnapshot
 from mdgateway.feed.publication import Publication
 from mdgateway.feed.records import (
     CandleRun,
@@ -314,7 +310,8 @@ class StatusSubscription(Subscription):
 class OrderSubscription(Subscription):
     """All orders in parts, then every event of an order; who falls behind is told to come again.
 
-    `held` is (epoch, position) of the event batch a returning subscriber took last.
+    `held` is (epoch, position) of the event batch a returning subscriber took last. A position a
+    little ahead is waited for: another gateway may have been quicker by a tick.
     """
 
     def __init__(
@@ -332,22 +329,22 @@ class OrderSubscription(Subscription):
         self._part = 0
         self._index = 0
         self._told_position = 0
-        if held and publication.ready and held[0] == publication.epoch:
-            index = self._orders.index_after(held[1])
-            if index is not None:
-                self._life, self._index, self._told_position = self._orders.life, index, held[1]
+        self._told_whole = True
+        self._held = held
 
     def restart(self) -> None:
         """Let all orders come next."""
-        self._life = WHOLE
+        self._life, self._held = WHOLE, None
 
     def resume_from(self) -> int:
         """Return the position to resume with."""
-        return self._told_position
+        return self._told_position if self._held is None else self._held[1]
 
     def _content(self) -> bytes | None:
         orders = self._orders
         if not self.publication.ready:
+            return None
+        if self._held is not None and not self._resume(*self._held):
             return None
         if self._life != orders.life:
             self._snapshot = self.publication.order_snapshot()
@@ -359,9 +356,25 @@ class OrderSubscription(Subscription):
         if self._index < orders.oldest:
             oldest = int(orders.since(orders.oldest, 1)[0, EVENT_POSITION])
             raise Lagging(self._told_position, oldest, "event")
-        if self._index == orders.next_index:
+        if self._index == orders.next_index and self._told_whole >= orders.is_whole:
             return None
         return self._events(self._index)
+
+    def _position(self) -> int:
+        return self._orders.sequence
+
+    def _resume(self, epoch: int, position: int) -> bool:
+        """Go on from what is held, or from a snapshot; False: what is held is still to come."""
+        orders = self._orders
+        if epoch == orders.epoch and 0 < position - orders.position <= orders.capacity:
+            return False
+        self._held = None
+        index = orders.index_after(position) if epoch == orders.epoch else None
+        if index is not None:
+            self._life, self._index, self._told_position = orders.life, index, position
+            # What was held may have been of a moment within a command.
+            self._told_whole = False
+        return True
 
     def _next_part(self, snapshot: OrderSnapshot) -> bytes:
         if not self._orders.holds(snapshot):
@@ -379,19 +392,20 @@ class OrderSubscription(Subscription):
         if is_last:
             self._snapshot = None
             self._index, self._told_position = snapshot.index, snapshot.position
+            self._told_whole = True
         return message
 
     def _events(self, index: int) -> bytes:
-        orders, epoch = self._orders, self.publication.epoch
+        orders, epoch = self._orders, self._orders.epoch
         rows = orders.since(index, EVENTS_PER_MESSAGE)
         end = index + len(rows)
-        more = end < orders.next_index
-        previous, self._told_position = self._told_position, int(rows[-1, EVENT_POSITION]) + 1
-        if not more:
-            self._told_position = orders.position
-        position = self._told_position
+        is_last = end == orders.next_index
+        more = not (is_last and orders.is_whole)
+        position = orders.position if is_last else int(rows[-1, EVENT_POSITION]) + 1
+        previous, self._told_position = self._told_position, position
+        self._told_whole = not more
         message = self._shared(
-            (orders.life, index, end, previous),
+            (orders.life, index, end, previous, more),
             lambda: OrderRun(epoch, previous, position, rows, more),
         )
         self._index = end

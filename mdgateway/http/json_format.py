@@ -293,8 +293,9 @@ class JsonEncoder:
                     "sequence": sequence,
                     "time_ns": str(time_ns),
                     "is_gone": bool(gone),
+                    "position": position,
                 }
-                for action, order, side, price, lots, trade, sequence, time_ns, _, gone in (
+                for action, order, side, price, lots, trade, sequence, time_ns, position, gone in (
                     record.rows.tolist()
                 )
             ],

@@ -1,9 +1,9 @@
 """The publication of one pair from another gateway's feed.
 
-The same interface as over a segment: depth of every level, trades, ticker and status of the
-upstream become book, views, trade log and notices here, so that whoever subscribes cannot tell how
-many gateways there are before this one. Epoch, sequence and trade numbers are the engine's all the
-way down: a subscriber may leave one gateway of the tree and go on with another.
+The same interface as over a segment: depth of every level, trades, orders, ticker and status of the
+upstream become book, views, logs and notices here, so that whoever subscribes cannot tell how many
+gateways there are before this one. Epoch, sequence, trade numbers and positions are the engine's
+all the way down: a subscriber may leave one gateway of the tree and go on with another.
 
 Each update is verified by its checksum; one that does not fit ends the streams, and they begin
 anew. While the upstream is out of reach the last book stays served, as when an engine is.
@@ -29,13 +29,16 @@ from exchange.units import amount_to_units, price_to_ticks
 from exchange.v1 import market_data_pb2
 from mdgateway.book.checksum import CHECKED_LEVELS, depth_checksum
 from mdgateway.book.depth import LEVEL_COLUMNS, DepthBook, Snapshot
+from mdgateway.book.orders import OrdersAt
 from mdgateway.book.reader import FeedState, Touch
 from mdgateway.config import GatewayConfig
 from mdgateway.feed import trade_log as log
+from mdgateway.feed.order_log import OrderLog
 from mdgateway.feed.protobuf import ProtobufEncoder
 from mdgateway.feed.publication import Publication
 from mdgateway.feed.records import Notice, NoticeKind
 from mdgateway.feed.ticker import Figures
+from mdgateway.relay.orders import ToldOrders
 from mdgateway.relay.upstream import Connected, Item, Lost, Upstream
 
 Rows = npt.NDArray[np.int64]
@@ -51,6 +54,9 @@ class Relay(Publication):
     def __init__(self, instrument: Instrument, config: GatewayConfig) -> None:
         super().__init__(instrument, config)
         self.upstream = Upstream(config.upstream, instrument.pair, self)
+        self._orders = ToldOrders(OrderLog(config.order_event_capacity), config.full_level_count)
+        self._without_orders = False
+        """Whether the upstream said that it has no orders to tell."""
         self._mine = ProtobufEncoder(instrument).instrument_message(0)
         self._figures = NO_FIGURES
         self._status = 0
@@ -79,9 +85,26 @@ class Relay(Publication):
         """Return the first trade wanted: at first the oldest that the upstream has."""
         return self.trade_log.newest + 1
 
+    def held_orders(self) -> tuple[int, int]:
+        """Return where the order stream may resume."""
+        return self._orders.held()
+
+    def tells_orders(self) -> bool:
+        """Return whether the upstream ever told orders."""
+        return self.orders is not None
+
+    def do_without_orders(self) -> None:
+        """Be ready without orders."""
+        self._without_orders = True
+
     def arrived(self) -> None:
         """Pass on that there is something to take."""
         self.nudge()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a book to tell, and it is known whether there are orders."""
+        return super().ready and (self.orders is not None or self._without_orders)
 
     @property
     def pair_status(self) -> int:
@@ -124,10 +147,13 @@ class Relay(Publication):
             case market_data_pb2.StreamMarketStatusResponse():
                 if item.HasField("state"):
                     self._take_state(item.state)
+            case market_data_pb2.StreamOrdersResponse():
+                self._take_orders(item)
 
     def _check(self, theirs: market_data_pb2.Instrument) -> None:
         """Take nothing from a gateway that counts in other units."""
         self.trouble, self._engine_down = "", False
+        self._orders.begin_stream()
         for name in ("tick_quote_units", "base_units_per_lot", "base_decimals", "quote_decimals"):
             given, wanted = getattr(theirs, name), getattr(self._mine, name)
             if given != wanted:
@@ -269,6 +295,26 @@ class Relay(Publication):
         ).reshape(-1, log.TRADE_COLUMNS)
         self._take_trades(rows)
         self.revision += 1
+
+    def _take_orders(self, message: market_data_pb2.StreamOrdersResponse) -> None:
+        if self.trouble:
+            return
+        reason = ""
+        match message.WhichOneof("event"):
+            case "snapshot":
+                self.orders = self._orders.log
+                reason = self._orders.take_part(message.snapshot)
+            case "events":
+                reason = self._orders.take_batch(message.events)
+            case "heartbeat":
+                self._orders.reach(message.heartbeat.position)
+        # Notices are those of the depth stream as well.
+        if reason:
+            self.upstream.give_up(reason)
+        self.revision += 1
+
+    def _orders_now(self) -> OrdersAt | None:
+        return self._orders.orders_now()
 
     def _take_state(self, state: market_data_pb2.PairState) -> None:
         self._status, self._upstream_state = state.status, state.engine_state

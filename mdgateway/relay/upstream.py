@@ -1,9 +1,13 @@
-"""The client side of a relay: four streams of another gateway, one inbox.
+"""The client side of a relay: five streams of another gateway, one inbox.
 
 One task follows all streams of a pair; when one of them ends, fails, or is silent for longer than
 heartbeats allow, all are given up and opened anew, with what is held to resume from. What arrives
 is put into the inbox in the order of its stream; a full inbox stops reading, and then the upstream
 conflates for us as for any slow subscriber. Nothing is judged here.
+
+A gateway may have no orders to tell: it follows one that has none, or we may not have them. Then
+the rest goes on without, and it is asked again from time to time. Once it has told orders, it must
+go on doing so.
 """
 
 import asyncio
@@ -25,6 +29,8 @@ SILENCE_S: Final = 5
 """Several heartbeats: a stream silent for so long is dead, whatever its connection says."""
 FIRST_PAUSE_S: Final = 0.05
 LAST_PAUSE_S: Final = 2.0
+ORDERS_PAUSE_S: Final = 1.0
+"""How long until a gateway without orders is asked for them again."""
 RECEIVE_LIMIT_BYTES: Final = 64 << 20
 
 log = logging.getLogger(__name__)
@@ -49,6 +55,7 @@ Item = (
     | market_data_pb2.StreamTradesResponse
     | market_data_pb2.StreamTickerResponse
     | market_data_pb2.StreamMarketStatusResponse
+    | market_data_pb2.StreamOrdersResponse
 )
 
 
@@ -60,6 +67,15 @@ class Holder(Protocol):
 
     def next_trade_number(self) -> int:
         """Return the number of the first trade wanted."""
+
+    def held_orders(self) -> tuple[int, int]:
+        """Return epoch and position of the order batch taken last; zeros: nothing."""
+
+    def tells_orders(self) -> bool:
+        """Return whether orders were ever taken."""
+
+    def do_without_orders(self) -> None:
+        """Hear that there are no orders to be had for now."""
 
     def arrived(self) -> None:
         """Hear that there is something in the inbox."""
@@ -112,6 +128,8 @@ class Upstream:
                 except* (grpc.RpcError, TimeoutError, _Ended) as errors:
                     reason = _reason(errors)
                 log.info("%s from %s: %s", self.pair, self.address, reason)
+                # What was not taken yet is asked for again: what is held is what was taken.
+                self.inbox.clear()
                 self.inbox.append(Lost(reason))
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LAST_PAUSE_S)
@@ -129,6 +147,7 @@ class Upstream:
         async with asyncio.TaskGroup() as tasks:
             for call in self._calls(stub):
                 tasks.create_task(self._read(call))
+            tasks.create_task(self._read_orders(stub))
             await self._abandoned.wait()
             raise _Ended(self._reason)
 
@@ -151,6 +170,25 @@ class Upstream:
             ),
             stub.StreamTicker(market_data_pb2.StreamTickerRequest(pair=self.pair)),
         ]
+
+    async def _read_orders(self, stub: Any) -> None:
+        while True:
+            epoch, position = self._holder.held_orders()
+            request = market_data_pb2.StreamOrdersRequest(
+                pair=self.pair, held_epoch=epoch, held_position=position
+            )
+            try:
+                await self._read(stub.StreamOrders(request))
+            except grpc.RpcError as error:
+                reason = _without_orders(error)
+                if self._holder.tells_orders() or reason is None:
+                    raise
+                if reason == "BOOK_UNAVAILABLE":
+                    # It does not know yet whether there will be orders.
+                    await asyncio.sleep(FIRST_PAUSE_S)
+                    continue
+                self._holder.do_without_orders()
+            await asyncio.sleep(ORDERS_PAUSE_S)
 
     async def _read(self, call: Any) -> None:
         with contextlib.ExitStack() as closing:
@@ -179,6 +217,16 @@ async def _lively(call: Any) -> AsyncIterator[Any]:
             except StopAsyncIteration:
                 raise _Ended("the upstream gateway ended a stream") from None
         yield message
+
+
+def _without_orders(error: grpc.RpcError) -> str | None:
+    """Return why a gateway tells no orders, if the other streams can go on without them."""
+    info = refusal_in(error)
+    if info is None:
+        unknown = error.code() is grpc.StatusCode.UNIMPLEMENTED
+        return "UNIMPLEMENTED" if unknown else None
+    leaves_the_rest = {"BOOK_UNAVAILABLE", "ORDERS_UNAVAILABLE", "TIER_TOO_LOW"}
+    return info.reason if info.reason in leaves_the_rest else None
 
 
 def _reason(error: BaseException) -> str:

@@ -34,6 +34,7 @@ from exchange.v1 import (
     pair_admin_pb2,
     pair_admin_pb2_grpc,
 )
+from mdgateway.book.reader import BookReader
 from tests.unit.market_data_writer import Writer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,6 +258,42 @@ class DepthClient:
                     self.levels[side, level.price_ticks] = value
                 else:
                     self.levels.pop((side, level.price_ticks), None)
+
+
+class Watcher:
+    """Copies the engine's book from its segment as often as it can, by epoch and sequence."""
+
+    def __init__(self, processes: Processes) -> None:
+        instrument = load_instrument(PAIR, processes.instruments)
+        self.reader = BookReader(instrument, processes.segments, level_capacity=4_096)
+        assert self.reader.open()
+        self.books: dict[tuple[int, int], Levels] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            self.look()
+
+    def look(self) -> None:
+        """Copy once."""
+        copy = self.reader.book_copy()
+        if copy is not None:
+            self.books[self.reader.epoch, copy.sequence] = {
+                (side, price): (lots, orders)
+                for side, rows in enumerate((copy.bids, copy.asks), start=1)
+                for price, lots, orders in rows.tolist()
+            }
+
+    def close(self) -> Levels:
+        """End, and return the book as it is now, when nobody trades."""
+        self._ended.set()
+        self._thread.join()
+        self.look()
+        last = self.books[max(self.books)]
+        self.reader.close()
+        return last
 
 
 class Traders:

@@ -1,23 +1,21 @@
 """Clients in bad weather: cut lines, lost messages, dying engines and gateways, crowds."""
 
 import random
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
 
-from exchange.config import load_instrument
 from exchange.service import refusal_in
 from exchange.v1 import market_data_pb2, market_data_pb2_grpc
-from mdgateway.book.reader import BookReader
 from tests.integration.market_data_processes import (
     PAIR,
     PATIENCE_S,
     Levels,
     Processes,
     Traders,
+    Watcher,
     channel_to,
     processes_in_memory,
     wait_serving,
@@ -33,42 +31,6 @@ Stub = market_data_pb2_grpc.MarketDataServiceStub
 def processes() -> Iterator[Processes]:
     with processes_in_memory() as processes:
         yield processes
-
-
-class Watcher:
-    """Copies the engine's book from its segment as often as it can, by epoch and sequence."""
-
-    def __init__(self, processes: Processes) -> None:
-        instrument = load_instrument(PAIR, processes.instruments)
-        self.reader = BookReader(instrument, processes.segments, level_capacity=4_096)
-        assert self.reader.open()
-        self.books: dict[tuple[int, int], Levels] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            self.look()
-
-    def look(self) -> None:
-        """Copy once."""
-        copy = self.reader.book_copy()
-        if copy is not None:
-            self.books[self.reader.epoch, copy.sequence] = {
-                (side, price): (lots, orders)
-                for side, rows in enumerate((copy.bids, copy.asks), start=1)
-                for price, lots, orders in rows.tolist()
-            }
-
-    def close(self) -> Levels:
-        """End, and return the book as it is now, when nobody trades."""
-        self._ended.set()
-        self._thread.join()
-        self.look()
-        last = self.books[max(self.books)]
-        self.reader.close()
-        return last
 
 
 def compare(client: PlainClient, truth: dict[tuple[int, int], Levels]) -> int:

@@ -16,10 +16,13 @@ from tests.integration.market_data_processes import (
     DepthClient,
     Levels,
     Processes,
+    Traders,
+    Watcher,
     channel_to,
     processes_in_memory,
     wait_serving,
 )
+from tests.integration.order_client import OrderClient, Queues, Truth, queues_of
 from tests.unit.market_data_writer import Writer
 
 pytestmark = pytest.mark.integration
@@ -174,3 +177,75 @@ def test_a_relay_lives_before_its_upstream(processes: Processes, market: Market)
         wait_serving(channel, "marketdata")
         client.wait(lambda one: one.snapshot_count == 1)
         client.close()
+
+
+def open_orders(port: str) -> tuple[grpc.Channel, OrderClient]:
+    """Follow the orders at a gateway that has a book."""
+    channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+    wait_serving(channel, "marketdata")
+    return channel, OrderClient(channel)
+
+
+def test_orders_behind_relays_are_the_engines_through_kills(processes: Processes) -> None:
+    """Queues of every order, and levels at each sequence that the segment was seen at."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    processes.start_engine()
+    entry, first = processes.start_entry(), processes.start_gateway()
+    traders = Traders(entry, seed)
+    wait_serving(traders.channel, "orders")
+    traders.allot()
+    second = processes.start_relay("second", first)
+    third = processes.start_relay("third", second)
+    channel, client = open_orders(third)
+    client.wait(lambda one: one.told.is_whole)
+    truth, watcher = Truth(processes), Watcher(processes)
+
+    def trade(batches: int) -> Queues:
+        traders.trade(batches, 100)
+        return truth.read()
+
+    def arrived(one: OrderClient) -> bool:
+        return queues_of(one.told.follower) == queues
+
+    queues = trade(40)
+    client.wait(arrived)
+    # The first gateway dies and misses trading; nobody behind it misses an event.
+    processes.kill("gateway")
+    queues = trade(40)
+    client.wait(lambda one: one.notices == [DOWN])
+    processes.start("gateway", *processes.gateway_arguments(first))
+    client.wait(arrived)
+    assert client.notices == [DOWN, RESTARTED]
+    assert client.told.snapshot_count == 1
+    assert client.told.events == truth.events
+    # The relay between dies: what it knew of the past dies with it.
+    processes.kill("second")
+    queues = trade(10)
+    processes.start_relay("second", first, "--port", second)
+    client.wait(lambda one: one.told.snapshot_count == 2 and one.told.is_whole)
+    queues = trade(10)
+    client.wait(lambda one: one.told.levels == truth.follower.levels)
+    assert client.notices == [DOWN, RESTARTED] * 2
+
+    # The ring runs over while the first gateway is away: older orders are unknown from then on.
+    processes.kill("gateway")
+    position = client.told.position
+    while len([place for place in truth.events if place >= position]) < 1 << 16:
+        trade(100)
+    processes.start("gateway", *processes.gateway_arguments(first))
+    client.wait(lambda one: one.told.snapshot_count == 3 and one.told.is_whole)
+    trade(10)
+    client.wait(lambda one: one.told.levels == truth.follower.levels)
+    known = queues_of(client.told.follower)
+    assert all(truth.read()[key][-len(queue) :] == queue for key, queue in known.items())
+
+    assert watcher.close() == client.told.levels
+    both = client.told.books.keys() & watcher.books.keys()
+    print(f"{len(client.told.books)} moments told, {len(both)} of them compared")
+    assert len(both) > 1
+    for moment in both:
+        assert client.told.books[moment] == watcher.books[moment], moment
+    client.close()
+    channel.close()
+    truth.close()
+    traders.channel.close()

@@ -26,6 +26,7 @@ from exchange.v1 import market_data_pb2 as of
 from mdgateway.config import GatewayConfig
 from mdgateway.feed.order_log import SNAPSHOT_LIFE_NS
 from mdgateway.feed.protobuf import ProtobufEncoder
+from mdgateway.feed.publication import Publication
 from mdgateway.feed.publisher import Publisher
 from mdgateway.feed.subscriptions import Lagging, OrderSubscription
 from tests.golden.notation import small_instrument
@@ -51,6 +52,11 @@ class Venue:
         config = GatewayConfig((name,), segments=str(folder), level_capacity=4_096)
         self.publisher = Publisher(pair, replace(config, order_event_capacity=64))
         self.now_ns = int(self.book.header[16])
+
+    @property
+    def time_ns(self) -> int:
+        """The wall clock: the same as the other one."""
+        return self.now_ns
 
     def apply(self, command: list[int], time_ns: int) -> None:
         self.engine.apply(np.array([command], np.int64), time_ns)
@@ -91,19 +97,22 @@ def venue_of(instrument: Instrument) -> Iterator[Venue]:
 class Client:
     """Follows the stream as its documentation says."""
 
-    def __init__(self, venue: Venue) -> None:
+    def __init__(self, venue: Venue, source: Publication | None = None) -> None:
         self.venue = venue
+        self.source = source or venue.publisher
         self.orders: dict[int, Key] = {}
         self.queues: dict[Key, dict[int, int]] = {}
         self.unknown: dict[Key, list[int]] = {}
         self.epoch = self.position = 0
         self.snapshot_count = self.event_count = 0
-        self.whole = False
+        self.whole = self.settled = False
+        self.told: dict[int, of.OrderEvent] = {}
+        """Every event by its position; each is told once after a snapshot."""
         self.subscribe()
 
     def subscribe(self) -> None:
         held = (self.epoch, self.position) if self.whole else None
-        self.subscription = OrderSubscription(self.venue.publisher, ProtobufEncoder, held=held)
+        self.subscription = OrderSubscription(self.source, ProtobufEncoder, held=held)
 
     def read(self) -> None:
         try:
@@ -122,8 +131,12 @@ class Client:
                 assert (message.events.epoch, self.whole) == (self.epoch, True)
                 assert message.events.previous_position == self.position
                 for event in message.events.events:
+                    assert self.position <= event.position < message.events.position
+                    self.position = event.position + 1
+                    self.told[event.position] = event
                     self.take_event(event)
                 self.position = message.events.position
+                self.settled = not message.events.more_follows
 
     def take_snapshot(self, part: of.OrderSnapshot) -> None:
         if part.part == 0:
@@ -136,6 +149,7 @@ class Client:
         for rest in part.unknown:
             self.unknown[rest.side, rest.price_ticks] = [rest.quantity_lots, rest.order_count]
         self.epoch, self.position, self.whole = part.epoch, part.position, part.is_last
+        self.settled = part.is_last
 
     def take_event(self, event: of.OrderEvent) -> None:
         self.event_count += 1

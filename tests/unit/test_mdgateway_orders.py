@@ -7,8 +7,17 @@ from hypothesis import strategies as st
 
 from exchange import book_layout as layout
 from mdgateway.book.depth import Rows
-from mdgateway.book.orders import FIRST_CAPACITY, OrderBook
-from mdgateway.feed.order_log import EVENT_ORDER, EVENT_POSITION, OrderLog
+from mdgateway.book.orders import (
+    CONTRADICTS,
+    EVENT_ORDER,
+    EVENT_POSITION,
+    FIRST_CAPACITY,
+    FITS,
+    STRANGER,
+    OrderBook,
+    order_events,
+)
+from mdgateway.feed.order_log import OrderLog
 
 PRICE = 100
 # Neighbours and numbers that are equal modulo the table's size, also across its end.
@@ -25,9 +34,10 @@ def event(number: int, action: int, lots: int) -> list[int]:
     return [0, verb | lots << layout.EVENT_ORDER_LOTS_SHIFT, PRICE, 0, 1, 1, 0, number]
 
 
-def rows_of(events: list[list[int]]) -> Rows:
-    """Return events as the ring has them."""
-    return np.array(events, np.int64).reshape(-1, layout.EVENT_WORDS)
+def rows_of(events: list[list[int]], position: int = 0) -> Rows:
+    """Return events of the ring, the first of which stands at `position`, as order events."""
+    ring = np.array(events, np.int64).reshape(-1, layout.EVENT_WORDS)
+    return order_events(ring, position)
 
 
 @given(
@@ -50,7 +60,7 @@ def test_orders_that_want_the_same_place_are_kept_apart(
                 events.append(event(number, layout.ACTION_REDUCED, 1))
             else:
                 events.append(event(number, layout.ACTION_DELETED, plain.pop(number)))
-        book.apply(rows_of(events), position)
+        assert not book.apply(rows_of(events, position)).any()
         position += len(events)
         assert book.count == len(plain)
         level = np.array([[PRICE, 1_000, 1_000]])
@@ -64,7 +74,7 @@ def test_orders_that_want_the_same_place_are_kept_apart(
 
 def test_the_table_grows_and_loses_nobody() -> None:
     book, count = OrderBook(), 3 * FIRST_CAPACITY
-    book.apply(rows_of([event(one, layout.ACTION_ADDED, 1) for one in range(1, count + 1)]), 0)
+    book.apply(rows_of([event(one, layout.ACTION_ADDED, 1) for one in range(1, count + 1)]))
     level = np.array([[PRICE, count, count]])
     at = book.at_levels(level, level[:0])
     assert at is not None
@@ -77,18 +87,19 @@ def test_the_table_grows_and_loses_nobody() -> None:
 )
 def test_levels_that_do_not_fit_the_orders_are_noticed(level: list[int]) -> None:
     book = OrderBook()
-    book.apply(rows_of([event(1, layout.ACTION_ADDED, 5)]), 0)
+    book.apply(rows_of([event(1, layout.ACTION_ADDED, 5)]))
     levels = np.array([level])
     assert book.at_levels(levels, levels[:0]) is None
 
 
 def test_the_log_knows_what_follows_a_position_and_what_is_gone() -> None:
     log = OrderLog(64)
-    log.forget(1_000)
+    log.begin(1, 1_000)
     # Every second event concerns no order.
     for position in range(1_000, 1_200, 2):
         silent = event(0, layout.ACTION_NONE, 0)
-        log.take(rows_of([silent, event(position, layout.ACTION_ADDED, 1)]), position)
+        added = event(position, layout.ACTION_ADDED, 1)
+        log.append(rows_of([silent, added], position), position + 2)
     assert (log.position, log.next_index, log.oldest) == (1_200, 100, 36)
     for position in (1_073, 1_100, 1_101, 1_199, 1_200):
         index = log.index_after(position)
@@ -98,3 +109,31 @@ def test_the_log_knows_what_follows_a_position_and_what_is_gone() -> None:
         assert found[:, EVENT_ORDER].tolist() == [position & ~1][: 1_200 - position]
     for position in (999, 1_000, 1_071, 1_201):
         assert log.index_after(position) is None
+
+
+def test_a_run_longer_than_the_log_leaves_its_end_and_says_what_is_gone() -> None:
+    log = OrderLog(64)
+    log.begin(1, 0)
+    events = [event(one + 1, layout.ACTION_ADDED, 1) for one in range(100)]
+    log.append(rows_of(events), 100)
+    assert (log.oldest, log.next_index) == (36, 100)
+    assert log.since(36, 100)[:, EVENT_POSITION].tolist() == list(range(36, 100))
+
+
+@pytest.mark.parametrize(
+    ("number", "action", "lots", "outcome"),
+    [
+        (1, layout.ACTION_REDUCED, 4, FITS),
+        (1, layout.ACTION_DELETED, 5, FITS),
+        (2, layout.ACTION_DELETED, 5, STRANGER),
+        (2, layout.ACTION_ADDED, 5, FITS),
+        (1, layout.ACTION_ADDED, 5, CONTRADICTS),
+        (1, layout.ACTION_REDUCED, 5, CONTRADICTS),
+        (1, layout.ACTION_REDUCED, 6, CONTRADICTS),
+        (1, layout.ACTION_DELETED, 4, CONTRADICTS),
+    ],
+)
+def test_what_came_of_an_event(number: int, action: int, lots: int, outcome: int) -> None:
+    book = OrderBook()
+    book.apply(rows_of([event(1, layout.ACTION_ADDED, 5)]))
+    assert book.apply(rows_of([event(number, action, lots)], 1)).tolist() == [outcome]

@@ -9,68 +9,15 @@ import pytest
 from exchange.v1 import market_data_pb2 as of
 from mdgateway.book.reader import FeedState
 from mdgateway.config import GatewayConfig
-from mdgateway.feed.protobuf import ProtobufEncoder
-from mdgateway.feed.records import FULL
-from mdgateway.feed.subscriptions import (
-    DepthSubscription,
-    StatusSubscription,
-    Subscription,
-    TickerSubscription,
-    TradeSubscription,
-)
-from mdgateway.relay.relay import Relay
-from mdgateway.relay.upstream import Connected, Lost
+from mdgateway.feed.subscriptions import DepthSubscription
+from mdgateway.relay.upstream import Lost
 from tests.unit.market_data_desk import Client, Desk, depth
+from tests.unit.market_data_line import Line
 from tests.unit.market_data_writer import INSTRUMENT
 
 DOWN = of.NOTICE_KIND_ENGINE_DOWN
 RESTARTED = of.NOTICE_KIND_ENGINE_RESTARTED
-
-
-class Line:
-    """Carries messages from a desk's publisher to a relay, as the streams would."""
-
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        config = GatewayConfig((INSTRUMENT.pair,), upstream="127.0.0.1:1", level_capacity=4_000)
-        self.relay = Relay(INSTRUMENT, config.validate())
-        self.streams: list[tuple[Subscription, type]] = []
-        self.depth_messages: list[of.StreamDepthResponse] = []
-
-    def connect(self, **units: int) -> None:
-        """Open the streams with what the relay holds."""
-        instrument = ProtobufEncoder(INSTRUMENT).instrument_message(0)
-        for name, value in units.items():
-            setattr(instrument, name, value)
-        source, epoch_and_sequence = self.desk.publisher, self.relay.held()
-        held = epoch_and_sequence if epoch_and_sequence[0] else None
-        self.relay.upstream._abandoned.clear()
-        self.relay.upstream.inbox.append(Connected(instrument))
-        self.streams = [
-            (StatusSubscription(source, ProtobufEncoder), of.StreamMarketStatusResponse),
-            (
-                DepthSubscription(source, ProtobufEncoder, FULL, held=held),
-                of.StreamDepthResponse,
-            ),
-            (
-                TradeSubscription(source, ProtobufEncoder, self.relay.next_trade_number()),
-                of.StreamTradesResponse,
-            ),
-            (TickerSubscription(source, ProtobufEncoder), of.StreamTickerResponse),
-        ]
-
-    def carry(self, *, lose: bool = False, spoil: bool = False) -> None:
-        """Carry what there is; lose the depth of it, or spoil its first level."""
-        for subscription, kind in self.streams:
-            while (content := subscription.take(self.desk.now_ns)) is not None:
-                message = kind.FromString(content)  # type: ignore[attr-defined]
-                if isinstance(message, of.StreamDepthResponse):
-                    if lose:
-                        continue
-                    if spoil:
-                        message.update.bids[0].quantity_lots += 1
-                self.relay.upstream.inbox.append(message)
-        self.relay.step(self.desk.now_ns, self.desk.time_ns)
+CONFIG = GatewayConfig((INSTRUMENT.pair,), upstream="127.0.0.1:1", level_capacity=4_000)
 
 
 @pytest.fixture
@@ -84,7 +31,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 def line(desk: Desk) -> Line:
     desk.level(1, 100, 5)
     desk.step()
-    line = Line(desk)
+    line = Line(desk, desk.publisher, CONFIG)
     line.connect()
     line.carry()
     return line
@@ -209,7 +156,7 @@ def test_a_dead_engine_stays_dead_through_a_relay(desk: Desk, line: Line) -> Non
 def test_a_gateway_that_counts_in_other_units_is_not_believed(desk: Desk) -> None:
     desk.level(1, 100, 5)
     desk.step()
-    line = Line(desk)
+    line = Line(desk, desk.publisher, CONFIG)
     line.connect(base_units_per_lot=7)
     line.carry()
     assert not line.relay.ready

@@ -11,12 +11,11 @@ to begin, and no chain of updates breaks.
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
-from exchange.refusal import Code, Refusal, Refused
 from mdgateway.feed.candles import Interval
 from mdgateway.feed.market import Market
 from mdgateway.feed.publication import Publication
 from mdgateway.feed.records import Heartbeat, NoticeKind
-from mdgateway.feed.requests import candles_of
+from mdgateway.feed.requests import candles_of, with_orders
 from mdgateway.feed.subscriptions import (
     CandleSubscription,
     DepthSubscription,
@@ -34,10 +33,6 @@ from mdgateway.keys.tiers import CHANNELS
 MS_NS: Final = 1_000_000
 PAIR: Final = "heartbeat"
 """The channel that everybody of a pair is told: notices and heartbeats."""
-
-_NO_ORDERS: Final = Refusal(
-    Code.UNAVAILABLE, "ORDERS_UNAVAILABLE", "this server does not know single orders", "channel"
-)
 
 
 class FeedKey(NamedTuple):
@@ -206,9 +201,7 @@ class Feed:
                 interval = Interval(spec.detail)
                 made = CandleSubscription(publication, JsonEncoder, interval, interval_ns)
             case "orders":
-                if publication.orders is None:
-                    raise Refused(_NO_ORDERS)
-                made = OrderSubscription(publication, JsonEncoder)
+                made = OrderSubscription(with_orders(publication), JsonEncoder)
             case _:
                 raise AssertionError(f"{spec.channel} has no subscription of its own")
         made.heartbeat_ns, made.tells_notices = 0, False
