@@ -107,8 +107,14 @@ E_SOURCE: Final = 10
 E_MAKER_ORDER_ID: Final = 11
 E_MAKER_CLIENT_ORDER_ID: Final = 12
 E_MAKER_ACCOUNT: Final = 13
+E_NEEDED_ASSET: Final = 13
+"""REJECTED, INSUFFICIENT_FUNDS, of an order or amendment: the asset that lacks."""
 E_MAKER_LEAVES: Final = 14
+E_NEEDED: Final = 14
+"""The same: so many units of it had to be free."""
 E_MAKER_FEE: Final = 15
+E_HOLD_RATE: Final = 15
+"""The same: the hold rate of the account, parts per million."""
 
 FLAG_LAST: Final = 1
 """Execution flag: the last record of its command."""

@@ -33,7 +33,7 @@ from exchange.records import EXECUTION_BYTES, EXECUTION_WORDS
 Rows = npt.NDArray[np.int64]
 
 MAGIC: Final = int.from_bytes(b"HFEXECS\n", "little")
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Rises with every change of what a row says, so that no follower reads old rows with new eyes.
 2: a REJECTED carries the kind of the command; DIGEST."""
 W_MAGIC: Final = 0

@@ -12,7 +12,6 @@ from engine.kernel.book import crosses, delist, dequeue, free_slot, level_row, l
 from engine.kernel.clients import find_entry
 from engine.kernel.entry import (
     ACCOUNT_UNKNOWN,
-    INSUFFICIENT_FUNDS,
     PAIR_HALTED,
     POST_ONLY_WOULD_TRADE,
     QUANTITY_OUT_OF_RANGE,
@@ -24,6 +23,7 @@ from engine.kernel.entry import (
     command_side,
     expire_taker,
     price_refusal,
+    refuse_for_funds,
     reject,
     rest,
     size_refusal,
@@ -135,7 +135,7 @@ def cancel_all(s: State, i: int) -> None:
 
 @inlined
 def amend_refusal(s: State, slot: int, price: int, leaves: int) -> int:
-    """Return why a resting order may not get this price and these leaves, or 0."""
+    """Return why, funds apart, a resting order may not get this price and these leaves, or 0."""
     account = s.halves[slot, H_ACCOUNT]
     terms = s.orders[slot, O_TERMS]
     side = terms_side(terms)
@@ -147,12 +147,17 @@ def amend_refusal(s: State, slot: int, price: int, leaves: int) -> int:
             return reason
     if moved and (terms >> 12) & 1 != 0 and crosses(s, side, price):
         return POST_ONLY_WOULD_TRADE
-    if moved or leaves > s.orders[slot, O_LEAVES]:
-        needed = leaves * hold_per_lot(s, side, price, hold_rate_ppm(s, account))
-        held = s.orders[slot, O_LEAVES] * slot_hold_per_lot(s, slot)
-        if needed - held > s.accounts[account, free_column(side)]:
-            return INSUFFICIENT_FUNDS
     return 0
+
+
+@inlined
+def amend_needed(s: State, slot: int, side: int, price: int, leaves: int) -> int:
+    """Return how many units must be free for a resting order to get this price and these leaves."""
+    if price == s.halves[slot, H_PRICE] and leaves <= s.orders[slot, O_LEAVES]:
+        return 0
+    rate_ppm = hold_rate_ppm(s, s.halves[slot, H_ACCOUNT])
+    held = s.orders[slot, O_LEAVES] * slot_hold_per_lot(s, slot)
+    return leaves * hold_per_lot(s, side, price, rate_ppm) - held
 
 
 @inlined
@@ -235,6 +240,11 @@ def amend_order(s: State, i: int) -> None:
     reason = amend_refusal(s, slot, price, leaves)
     if reason != 0:
         reject(s, i, reason)
+        return
+    side = terms_side(s.orders[slot, O_TERMS])
+    needed = amend_needed(s, slot, side, price, leaves)
+    if needed > s.accounts[account, free_column(side)]:
+        refuse_for_funds(s, i, account, side, needed)
         return
     if price == old_price and leaves <= s.orders[slot, O_LEAVES]:
         shrink_in_place(s, slot, leaves)

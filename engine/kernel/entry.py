@@ -67,7 +67,7 @@ from engine.vault_layout import (
 )
 from exchange.book_layout import ACTION_ADDED
 from exchange.compiled import inlined
-from exchange.enums import ExecutionKind, PairStatus, Reason, TimeInForce
+from exchange.enums import Asset, ExecutionKind, PairStatus, Reason, TimeInForce
 from exchange.instrument import AMOUNT_LIMIT_UNITS
 from exchange.records import (
     C_CLIENT_ORDER_ID,
@@ -76,6 +76,9 @@ from exchange.records import (
     C_QUANTITY,
     C_VERB,
     COMMAND_FLAG_POST_ONLY,
+    E_HOLD_RATE,
+    E_NEEDED,
+    E_NEEDED_ASSET,
     ORDER_SLOT_BITS,
 )
 
@@ -112,6 +115,8 @@ ORDER_CAPACITY_REACHED = int(Reason.ORDER_CAPACITY)
 POST_ONLY_WOULD_TRADE = int(Reason.POST_ONLY_WOULD_TRADE)
 FILL_OR_KILL_UNFILLED = int(Reason.FILL_OR_KILL_UNFILLED)
 INSUFFICIENT_FUNDS = int(Reason.INSUFFICIENT_FUNDS)
+BASE = int(Asset.BASE)
+QUOTE = int(Asset.QUOTE)
 IMMEDIATE_REMAINDER = int(Reason.IMMEDIATE_REMAINDER)
 LIQUIDITY_EXHAUSTED = int(Reason.LIQUIDITY_EXHAUSTED)
 
@@ -277,25 +282,34 @@ def limit_of(s: State, side: int, order_type: int, price: int) -> int:
 
 
 @inlined
-def funds_refusal(
+def refuse_for_funds(s: State, i: int, account: int, side: int, needed: int) -> None:
+    """Refuse an order or amendment, and say how much of what had to be free."""
+    reject(s, i, INSUFFICIENT_FUNDS)
+    n = s.work[W_EMITTED] - 1
+    s.out[n, E_NEEDED_ASSET] = QUOTE if side == 0 else BASE
+    s.out[n, E_NEEDED] = needed
+    s.out[n, E_HOLD_RATE] = hold_rate_ppm(s, account)
+
+
+@inlined
+def funds_needed(
     s: State, account: int, side: int, order_type: int, price: int, size: int, per_lot: int
 ) -> int:
-    """Return INSUFFICIENT_FUNDS when the account cannot pay what the order may need, or 0."""
-    free = s.accounts[account, free_column(side)]
+    """Return how many units must be free for an order to enter."""
     if order_type == LIMIT:
-        enough = size * per_lot <= free
+        needed = size * per_lot
     elif side == 1 and order_type == MARKET:
-        enough = size * s.scalars[UNITS_PER_LOT] <= free
+        needed = size * s.scalars[UNITS_PER_LOT]
     elif side == 0 and order_type == MARKET_BY_AMOUNT:
-        enough = size <= free
+        needed = size
     elif not crosses(s, side, price):
-        enough = True
+        needed = 0
     elif side == 0:
         best = s.scalars[BEST_BID + 1]
-        enough = buy_hold_per_lot(s, best, hold_rate_ppm(s, account)) <= free
+        needed = buy_hold_per_lot(s, best, hold_rate_ppm(s, account))
     else:
-        enough = s.scalars[UNITS_PER_LOT] <= free
-    return 0 if enough else INSUFFICIENT_FUNDS
+        needed = s.scalars[UNITS_PER_LOT]
+    return needed
 
 
 @inlined
@@ -360,10 +374,8 @@ def expire_taker(s: State, taker: Taker, reason: int, tick: int, left: int, fill
 
 
 @inlined
-def refusal(
-    s: State, i: int, account: int, side: int, order_type: int, tif: int, per_lot: int
-) -> int:
-    """Return the first reason of the ladder from the pair's status on, or 0."""
+def refusal(s: State, i: int, account: int, side: int, order_type: int, tif: int) -> int:
+    """Return the first reason of the ladder from the pair's status on to funds, or 0."""
     reason = trader_refusal(s, account)
     if reason == 0:
         reason = shape_refusal(s, i)
@@ -381,8 +393,7 @@ def refusal(
         return POST_ONLY_WOULD_TRADE
     if tif == FOK and not fillable(s, account, side, prevention, price, quantity):
         return FILL_OR_KILL_UNFILLED
-    limit = limit_of(s, side, order_type, price)
-    return funds_refusal(s, account, side, order_type, limit, quantity, per_lot)
+    return 0
 
 
 @inlined
@@ -408,11 +419,18 @@ def new_order(s: State, i: int) -> None:
     side = command_side(s, i) - 1
     order_type = (verb >> 16) & 0xFF
     tif = (verb >> 24) & 0xFF
-    # Needed twice, and a number without meaning for what is refused or has no price.
-    per_lot = hold_per_lot(s, side, command_price(s, i), hold_rate_ppm(s, account))
-    reason = refusal(s, i, account, side, order_type, tif, per_lot)
+    reason = refusal(s, i, account, side, order_type, tif)
     if reason != 0:
         reject(s, i, reason)
+        return
+    price = command_price(s, i)
+    quantity = s.commands[i, C_QUANTITY]
+    limit = limit_of(s, side, order_type, price)
+    # Needed twice, and a number without meaning for what has no price.
+    per_lot = hold_per_lot(s, side, price, hold_rate_ppm(s, account))
+    needed = funds_needed(s, account, side, order_type, limit, quantity, per_lot)
+    if needed > s.accounts[account, free_column(side)]:
+        refuse_for_funds(s, i, account, side, needed)
         return
     # From here on nothing may fail.
     slot = reserve_slot(s)
@@ -420,13 +438,10 @@ def new_order(s: State, i: int) -> None:
     order_id = s.scalars[ORDER_NUMBER] << ORDER_SLOT_BITS | slot
     first = s.scalars[EXECUTION_COUNT] + s.work[W_EMITTED]
     remember(s, account, client_order_id, content, order_id, first)
-    price = command_price(s, i)
-    quantity = s.commands[i, C_QUANTITY]
     shape = command_shape(s, i)
     prevention = (s.commands[i, C_PRICE] >> 32) & 0xFF
     head = (side + 1) << 16 | account << 32
     emit(s, ACCEPTED | head, order_id, client_order_id, price | shape, quantity, quantity, 0, 0)
-    limit = limit_of(s, side, order_type, price)
     taker = Taker(account, side, order_type, prevention, limit, order_id, client_order_id, shape)
     left, filled, ended = take(s, taker, quantity, 0)
     if left > 0 and tif == GTC and ended == 0:

@@ -81,15 +81,6 @@ def test_a_shortage_while_the_books_are_away_is_told_and_goes_on_later(whole: Ex
     bob.cancel_all()
 
 
-def test_higher_fees_than_others_pay_are_found_out(whole: Exchange) -> None:
-    admin = pair_admin_pb2_grpc.PairAdminServiceStub(whole.channels[BTC])
-    fees = pair_admin_pb2.SetFeesRequest(pair=BTC, account=CAROL, taker_fee_ppm=90_000)
-    admin.SetFees(fees, timeout=DEADLINE_S)
-    report = client(whole, CAROL).submit()
-    assert (report.kind, report.leaves) == (ACCEPTED, "0.01000")
-    client(whole, CAROL).cancel_all()
-
-
 # How many at a time.
 
 

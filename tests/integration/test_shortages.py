@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from exchange.v1 import enums_pb2 as enums
-from exchange.v1 import order_entry_pb2, risk_pb2
+from exchange.v1 import order_entry_pb2, pair_admin_pb2, pair_admin_pb2_grpc, risk_pb2
 from tests.integration.entry_clients import Client, Session, acks_of, message, records
 from tests.integration.risk_processes import (
     BTC,
@@ -263,6 +263,43 @@ def test_an_amendment_gets_what_it_needs_more(whole: Exchange) -> None:
     report = alice.stub.AmendOrder(amend, **alice.calls).report
     assert (report.kind, report.reason) == (REJECTED, SHORT)
     assert "INSUFFICIENT_FUNDS" in report.message
+
+
+@pytest.mark.parametrize("taker_fee_ppm", [100, 500, 90_000])
+def test_money_that_just_suffices_is_enough_whatever_fees_an_account_pays(
+    whole: Exchange, taker_fee_ppm: int
+) -> None:
+    bob = client(whole, owner(whole, BTC=1))
+    assert bob.submit(side=SELL, price="60000", quantity="0.1").kind == ACCEPTED
+    alice = client(whole, owner(whole))
+    admin = pair_admin_pb2_grpc.PairAdminServiceStub(whole.channels[BTC])
+    fees = pair_admin_pb2.SetFeesRequest(
+        pair=BTC, account=alice.account, taker_fee_ppm=taker_fee_ppm
+    )
+    set_fees = admin.SetFees(fees, timeout=DEADLINE_S).report
+    assert set_fees.kind == enums.EXECUTION_KIND_ACCOUNT_SET
+
+    def bring(worth: int) -> None:
+        units = worth * UNIT * (1_000_000 + taker_fee_ppm) // 1_000_000
+        whole.deposit(alice.account, "USDT", units, next(deposits))
+
+    before = calls(whole)
+    bring(3_000)
+    bought = alice.submit(price="60000", quantity="0.05")
+    assert (bought.kind, bought.filled) == (ACCEPTED, "0.05000"), bought.message
+    bring(1_200)
+    market: dict[str, Any] = {"order_type": enums.ORDER_TYPE_MARKET, "time_in_force": IOC}
+    bought = alice.submit(price="", quantity="0.02", **market)
+    assert (bought.kind, bought.filled) == (ACCEPTED, "0.02000"), bought.message
+    bring(500)
+    resting = alice.submit(price="50000", quantity="0.01")
+    assert resting.kind == ACCEPTED, resting.message
+    bring(500)
+    amended = alice.amend(order_id=resting.order_id, quantity="0.02")
+    assert amended.kind == enums.EXECUTION_KIND_AMENDED, amended.message
+    assert calls(whole) == before + 4
+    whole.await_settled()
+    assert ("TRADING", "USDT", "") not in whole.balances(alice.account)
 
 
 def test_market_orders_get_what_the_book_asks_for(whole: Exchange) -> None:

@@ -121,6 +121,9 @@ class ReferenceEngine:
             reason = judge(command, account)
             if reason != OK:
                 return self.out.reject(reason)
+        asset, units = self.needed(self.order_of(command, account))
+        if units > account.free[asset]:
+            return self.out.reject(Reason.INSUFFICIENT_FUNDS, (asset, units, account.hold_ppm))
         return self.enter(command, account)
 
     def replay(self, command: Command, known: Remembered) -> None:
@@ -216,7 +219,7 @@ class ReferenceEngine:
         return OK
 
     def judge_state(self, command: Command, account: Account) -> Reason:
-        """Judge rungs 18 to 22: what depends on the book and the account's funds."""
+        """Judge rungs 18 to 21: what depends on the book."""
         if command.time_in_force == TimeInForce.GOOD_TILL_CANCELLED:
             if 0 < account.most_orders <= len(account.orders):
                 return Reason.OPEN_ORDERS_LIMIT
@@ -228,26 +231,25 @@ class ReferenceEngine:
         whole = command.time_in_force == TimeInForce.FILL_OR_KILL
         if whole and self.market.available(order) < command.quantity:
             return Reason.FILL_OR_KILL_UNFILLED
-        return OK if self.can_pay(order, account) else Reason.INSUFFICIENT_FUNDS
+        return OK
 
-    def can_pay(self, order: Order, account: Account) -> bool:
-        """Say whether an incoming order passes the funds check at entry."""
-        base, quote = account.free[Asset.BASE], account.free[Asset.QUOTE]
+    def needed(self, order: Order) -> tuple[Asset, int]:
+        """Return which asset, and how much of it, an incoming order must find free."""
         if order.order_type == OrderType.LIMIT:
-            asset, units = self.market.hold_of(order)
-            return units <= account.free[asset]
+            return self.market.hold_of(order)
+        asset = Asset.QUOTE if order.side == Side.BUY else Asset.BASE
         per_lot = self.instrument.base_units_per_lot
         by_amount = order.order_type == OrderType.MARKET_BY_AMOUNT
         if by_amount and order.side == Side.BUY:
-            return order.leaves <= quote
+            return asset, order.leaves
         if not by_amount and order.side == Side.SELL:
-            return order.leaves * per_lot <= base
+            return asset, order.leaves * per_lot
         if not self.market.would_trade(order.side, self.market.limit_of(order)):
-            return True
+            return asset, 0
         if order.side == Side.SELL:
-            return per_lot <= base
+            return asset, per_lot
         worth = self.market.worth(self.market.book.best(Side.SELL), 1)
-        return hold_per_lot(worth, order.hold_ppm) <= quote
+        return asset, hold_per_lot(worth, order.hold_ppm)
 
     def order_of(self, command: Command, account: Account) -> Order:
         """Return the order a command asks for, with the number it would get."""
@@ -325,21 +327,24 @@ class ReferenceEngine:
         reason = self.judge_amendment(account, order, price, leaves)
         if reason != OK:
             return self.out.reject(reason)
-        return self.enter_again(account, order, price, leaves)
-
-    def judge_amendment(self, account: Account, order: Order, price: int, leaves: int) -> Reason:
-        """Judge an amendment by which the order loses its place."""
-        reason = self.judge_worth(account, leaves, self.market.worth(price, leaves))
-        if reason != OK:
-            return reason
-        if order.post_only and self.market.would_trade(order.side, price):
-            return Reason.POST_ONLY_WOULD_TRADE
         asset, old_hold = self.market.hold_of(order)
         if order.side == Side.SELL:
             new_hold = leaves * self.instrument.base_units_per_lot
         else:
             new_hold = leaves * hold_per_lot(self.market.worth(price, 1), account.hold_ppm)
-        return OK if new_hold - old_hold <= account.free[asset] else Reason.INSUFFICIENT_FUNDS
+        units = new_hold - old_hold
+        if units > account.free[asset]:
+            return self.out.reject(Reason.INSUFFICIENT_FUNDS, (asset, units, account.hold_ppm))
+        return self.enter_again(account, order, price, leaves)
+
+    def judge_amendment(self, account: Account, order: Order, price: int, leaves: int) -> Reason:
+        """Judge an amendment by which the order loses its place, funds apart."""
+        reason = self.judge_worth(account, leaves, self.market.worth(price, leaves))
+        if reason != OK:
+            return reason
+        if order.post_only and self.market.would_trade(order.side, price):
+            return Reason.POST_ONLY_WOULD_TRADE
+        return OK
 
     def enter_again(self, account: Account, order: Order, price: int, leaves: int) -> None:
         """Take an amended order out of its level and let it trade and rest anew."""

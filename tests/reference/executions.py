@@ -100,8 +100,11 @@ class Executions:
             maker,
         )
 
-    def reject(self, reason: Reason) -> None:
-        """Refuse the command: its kind and fields come back as they were given."""
+    def reject(self, reason: Reason, needed: tuple[int, int, int] = (0, 0, 0)) -> None:
+        """Refuse the command: its kind and fields come back as they were given.
+
+        `needed` says, of what lacks funds: the asset, the units, the account's hold rate.
+        """
         given = self.command
         word = price_field(
             given.price, given.order_type, given.time_in_force, given.prevention, given.post_only
@@ -116,6 +119,7 @@ class Executions:
             word,
             given.quantity,
             fee=given.kind,
+            maker=(0, 0, *needed),
         )
 
     def finished(self) -> list[list[int]]:

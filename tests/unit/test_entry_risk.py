@@ -10,15 +10,12 @@ from hypothesis import strategies as st
 
 from engine.entry.batches import expand_records, record_of
 from engine.entry.config import EntryConfig, parse
-from engine.entry.order_index import OrderIndex
 from engine.entry.risk.breaker import PAUSE_NS, Breaker
 from engine.entry.risk.message_rates import SECOND_NS, Bucket, share_of
 from engine.entry.risk.needs import (
-    HIGHEST_RATE_PPM,
     Book,
     Need,
     Record,
-    hold_rate_ppm,
     need_of,
     terms_of,
 )
@@ -50,18 +47,15 @@ PRICES, LOTS, SIDES = st.integers(1, 1_000), st.integers(1, 1 << 20), st.sampled
 
 
 class Pair:
-    """The plain twin of an engine, the index that order entry keeps of it, and who gives money."""
+    """The plain twin of an engine, and who gives money."""
 
     def __init__(self, instrument: Instrument) -> None:
         self.instrument = instrument.validate()
         self.twin = Twin(self.instrument)
-        self.index = OrderIndex(instrument.pair, instrument.order_capacity)
         self.transfer_number = self.client_order_id = 0
 
     def apply(self, command: Command) -> list[list[int]]:
-        rows = self.twin.apply(list(command.words(0)))
-        self.index.apply(np.array(rows, np.int64))
-        return rows
+        return self.twin.apply(list(command.words(0)))
 
     def allot(self, account: int, asset: Asset, units: int) -> None:
         if units:
@@ -78,15 +72,21 @@ class Pair:
         price_word = command_price(price if kind == LIMIT else 0, 2)
         return Command(verb, self.client_order_id, price=price_word, quantity=quantity)
 
-    def need(self, command: Command, rate_ppm: int | None = None) -> Need | None:
-        terms = terms_of(record(command))
-        order = self.index.find(command.verb >> 32, terms.order_id, terms.client_order_id)
+    def pays(self, account: int, taker_ppm: int, maker_ppm: int) -> None:
+        verb = command_verb(CommandKind.SET_FEES, account)
+        (row,) = self.apply(Command(verb, first=taker_ppm, second=maker_ppm))
+        assert row[words.E_VERB] & 0xFF == ExecutionKind.ACCOUNT_SET
+
+    def need(self, command: Command) -> Need | None:
+        """Enter an order, which must be refused, and return what it needs."""
+        (refused,) = self.apply(command)
+        assert outcome([refused]) in {SHORT, UNKNOWN}, outcome([refused])
         depth = self.twin.depth()
         bids, asks = (
             tuple((price, lots) for price, lots, _ in depth[side]) for side in (Side.BUY, Side.SELL)
         )
-        rate = hold_rate_ppm(self.instrument) if rate_ppm is None else rate_ppm
-        return need_of(self.instrument, terms, rate, Book(bids, asks), order)
+        terms = terms_of(record(command))
+        return need_of(self.instrument, terms, refused, Book(bids, asks))
 
 
 def record(command: Command) -> Record:
@@ -99,13 +99,18 @@ def outcome(rows: list[list[int]]) -> tuple[int, int]:
 
 
 SHORT = (int(ExecutionKind.REJECTED), int(Reason.INSUFFICIENT_FUNDS))
+UNKNOWN = (int(ExecutionKind.REJECTED), int(Reason.ACCOUNT_UNKNOWN))
+RATES = st.none() | st.tuples(st.integers(0, 100_000), st.integers(0, 100_000))
+"""An account's own rates; None if it was given none."""
 
 
-@given(INSTRUMENTS, SIDES, PRICES, LOTS)
+@given(INSTRUMENTS, RATES, SIDES, PRICES, LOTS)
 def test_a_limit_order_needs_exactly_this_much(
-    instrument: Instrument, side: int, price: int, lots: int
+    instrument: Instrument, rates: tuple[int, int] | None, side: int, price: int, lots: int
 ) -> None:
     pair = Pair(instrument)
+    if rates:
+        pair.pays(ALICE, *rates)
     order = pair.order(ALICE, side, LIMIT, price, lots)
     need = pair.need(order)
     assert need is not None
@@ -116,37 +121,61 @@ def test_a_limit_order_needs_exactly_this_much(
     assert outcome(pair.apply(order))[0] == ExecutionKind.ACCEPTED
 
 
-@given(INSTRUMENTS, SIDES, PRICES, LOTS, PRICES, LOTS, st.booleans())
+@given(INSTRUMENTS, RATES, RATES, SIDES, PRICES, LOTS, PRICES, LOTS, st.booleans())
 def test_an_amendment_needs_exactly_this_much(
-    instrument: Instrument, side: int, price: int, lots: int, ticks: int, left: int, leaves: bool
+    instrument: Instrument,
+    rates: tuple[int, int] | None,
+    later: tuple[int, int] | None,
+    side: int,
+    price: int,
+    lots: int,
+    ticks: int,
+    left: int,
+    leaves: bool,
 ) -> None:
     pair = Pair(instrument)
+    if rates:
+        pair.pays(ALICE, *rates)
     order = pair.order(ALICE, side, LIMIT, price, lots)
     before = pair.need(order)
     assert before is not None
     pair.allot(ALICE, before.asset, before.units)
     (accepted,) = pair.apply(order)
+    if later:
+        pair.pays(ALICE, *later)
     amend = Command(
         command_verb(CommandKind.AMEND_ORDER, ALICE),
         order_id=accepted[words.E_ORDER_ID],
         price=command_price(ticks, 0, COMMAND_FLAG_LEAVES if leaves else 0),
         quantity=left,
     )
-    need = pair.need(amend)
-    if need is None:
-        assert outcome(pair.apply(amend))[0] == ExecutionKind.AMENDED
+    (refused,) = pair.apply(amend)
+    if outcome([refused])[0] == ExecutionKind.AMENDED:
         return
+    need = pair.need(amend)
+    assert need is not None
+    assert need.asset == before.asset
     pair.allot(ALICE, need.asset, need.units - 1)
     assert outcome(pair.apply(amend)) == SHORT
     pair.allot(ALICE, need.asset, 1)
     assert outcome(pair.apply(amend))[0] == ExecutionKind.AMENDED
 
 
-@given(INSTRUMENTS, st.lists(st.tuples(PRICES, st.integers(1, 50)), min_size=1, max_size=5), LOTS)
+@given(
+    INSTRUMENTS,
+    RATES,
+    st.lists(st.tuples(PRICES, st.integers(1, 50)), min_size=1, max_size=5),
+    LOTS,
+)
 def test_a_market_order_can_take_what_the_book_offers(
-    instrument: Instrument, offers: list[tuple[int, int]], lots: int
+    instrument: Instrument,
+    rates: tuple[int, int] | None,
+    offers: list[tuple[int, int]],
+    lots: int,
 ) -> None:
     pair = Pair(instrument)
+    if rates:
+        pair.pays(ALICE, *rates)
     pair.allot(BOB, Asset.BASE, 1 << 40)
     for price, offered in offers:
         pair.apply(pair.order(BOB, Side.SELL, LIMIT, price, offered))
@@ -205,17 +234,16 @@ def test_what_money_does_not_help_needs_none(
     assert pair.need(pair.order(ALICE, side, kind, price, quantity)) is None
 
 
-def test_the_highest_rate_is_enough_for_everybody() -> None:
+def test_a_market_order_that_the_book_shows_nothing_for_needs_a_lot() -> None:
     pair = Pair(Instrument())
-    order = pair.order(ALICE, Side.BUY, LIMIT, 1_001, 3)
-    need = pair.need(order, HIGHEST_RATE_PPM)
-    assert need == Need(Asset.QUOTE, 3 * (10_010 + 1_001))
-    fees = Command(command_verb(CommandKind.SET_FEES, ALICE), first=HIGHEST_RATE_PPM)
-    pair.apply(fees)
-    pair.allot(ALICE, Asset.QUOTE, 3 * 11_011 - 1)
-    assert outcome(pair.apply(order)) == SHORT
-    pair.allot(ALICE, Asset.QUOTE, 1)
-    assert outcome(pair.apply(order))[0] == ExecutionKind.ACCEPTED
+    pair.pays(ALICE, 0, 0)
+    pair.allot(BOB, Asset.BASE, 1 << 40)
+    pair.apply(pair.order(BOB, Side.SELL, LIMIT, 600, 5))
+    order = pair.order(ALICE, Side.BUY, MARKET, 0, 3)
+    (refused,) = pair.apply(order)
+    worth = 600 * pair.instrument.quote_units_per_tick_lot
+    assert need_of(pair.instrument, terms_of(record(order)), refused, Book()) == (2, worth)
+    assert pair.need(order) == Need(Asset.QUOTE, 3 * worth)
 
 
 words_of_commands = st.builds(

@@ -97,6 +97,9 @@ def test_words_of_different_meaning_do_not_collide() -> None:
         "E_LEAVES": {"E_FREE", "E_QUOTE_TOTAL"},
         "E_FILLED": {"E_HELD"},
         "E_FEE": {"E_FIRST_NUMBER", "E_COMMAND_KIND", "E_FEES_TAKEN"},
+        "E_MAKER_ACCOUNT": {"E_NEEDED_ASSET"},
+        "E_MAKER_LEAVES": {"E_NEEDED"},
+        "E_MAKER_FEE": {"E_HOLD_RATE"},
         "C_CLIENT_ORDER_ID": {"C_TRANSFER_NUMBER"},
         "C_QUANTITY": {"C_AMOUNT"},
     }

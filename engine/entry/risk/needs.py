@@ -1,25 +1,27 @@
 """How much an order needs to be free in its pair, in which asset, as the kernel will look at it.
 
-Pure: integers of a packed record, the instrument, the book's levels and, for an amendment, the
-order it changes. The rules are those of docs/trading-rules.md, "Fees, holds, funds".
+Pure: integers of a packed record, the instrument, the book's levels and the refusal. The rules are
+those of docs/trading-rules.md, "Fees, holds, funds".
 
-Order entry does not know what fees an account pays, because no execution tells, so the hold rate is
-an argument: the pair's own rate is right for everybody who was given none, and the highest rate
-there can be is enough for all. A market order holds nothing; it is given what it would cost at the
+A refusal for want of funds says what had to be free, at the account's own rates. That of an account
+which the pair never had money of says nothing; such an account will have the pair's own rates. The
+kernel lets a market order in that can pay for one lot; it is given what the whole would cost at the
 levels the book shows, and at the worst of them for what is beyond.
 
 An order that the kernel would refuse for another reason needs nothing here: its need is None.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from engine.entry.order_index import IndexedOrder
-from exchange.enums import Asset, CommandKind, OrderType, Side
-from exchange.instrument import AMOUNT_LIMIT_UNITS, FEE_RATE_LIMIT_PPM, Instrument
-from exchange.records import COMMAND_FLAG_LEAVES
+from exchange.enums import Asset, CommandKind, OrderType, Reason, Side
+from exchange.instrument import AMOUNT_LIMIT_UNITS, Instrument
+from exchange.records import E_HOLD_RATE, E_NEEDED, E_NEEDED_ASSET, E_VERB
 
 MILLION: Final = 1_000_000
-HIGHEST_RATE_PPM: Final = FEE_RATE_LIMIT_PPM
+
+MARKETS: Final = (int(OrderType.MARKET), int(OrderType.MARKET_BY_AMOUNT))
+"""Types of orders that are measured by the book."""
 
 Record = tuple[int, int, int, int]
 """The four words of a packed record."""
@@ -69,7 +71,7 @@ def terms_of(record: Record) -> Terms:
     )
 
 
-def hold_rate_ppm(instrument: Instrument) -> int:
+def _hold_rate_ppm(instrument: Instrument) -> int:
     """Return the hold rate of an account that has no fee rates of its own."""
     return max(instrument.taker_fee_ppm, instrument.maker_fee_ppm, 0)
 
@@ -81,19 +83,20 @@ def buy_hold_per_lot(instrument: Instrument, price_ticks: int, rate_ppm: int) ->
 
 
 def need_of(
-    instrument: Instrument,
-    terms: Terms,
-    rate_ppm: int,
-    book: Book,
-    order: IndexedOrder | None = None,
+    instrument: Instrument, terms: Terms, refused: Sequence[int], book: Book
 ) -> Need | None:
-    """Return what a new order, or the amendment of a resting `order`, needs to be free."""
-    if terms.kind == CommandKind.NEW_ORDER and terms.client_order_id >= 1:
-        need = _new_order(instrument, terms, rate_ppm, book)
-    elif terms.kind == CommandKind.AMEND_ORDER and order is not None and order.end_kind == 0:
-        need = _amendment(instrument, terms, rate_ppm, order)
-    else:
-        need = None
+    """Return what a new order or an amendment needs to be free.
+
+    `refused` are the words of the execution that refused it, INSUFFICIENT_FUNDS or ACCOUNT_UNKNOWN.
+    """
+    need = None
+    if (refused[E_VERB] >> 8) & 0xFF == Reason.INSUFFICIENT_FUNDS:
+        need = Need(Asset(refused[E_NEEDED_ASSET]), refused[E_NEEDED])
+        if terms.kind == CommandKind.NEW_ORDER and terms.order_type in MARKETS:
+            whole = _new_order(instrument, terms, refused[E_HOLD_RATE], book)
+            need = whole if whole is not None and whole.units > need.units else need
+    elif terms.kind == CommandKind.NEW_ORDER and terms.client_order_id >= 1:
+        need = _new_order(instrument, terms, _hold_rate_ppm(instrument), book)
     return need if need is not None and 1 <= need.units <= AMOUNT_LIMIT_UNITS else None
 
 
@@ -130,22 +133,6 @@ def _new_order(instrument: Instrument, terms: Terms, rate_ppm: int, book: Book) 
             return Need(Asset.BASE, quantity * instrument.base_units_per_lot)
         return Need(Asset.QUOTE, _cost(instrument, book.asks, quantity, rate_ppm))
     return None
-
-
-def _amendment(
-    instrument: Instrument, terms: Terms, rate_ppm: int, order: IndexedOrder
-) -> Need | None:
-    old_ticks = order.price_word & 0xFFFFFFFF
-    ticks = terms.price_ticks or old_ticks
-    left = (
-        terms.quantity if terms.flags & COMMAND_FLAG_LEAVES else terms.quantity - order.filled_lots
-    )
-    if not _priced(instrument, ticks, left):
-        return None
-    # At which rate the order holds is not known either; the lower it is, the more is missing.
-    old_rate_ppm = rate_ppm if rate_ppm == hold_rate_ppm(instrument) else 0
-    before = _hold(instrument, order.side, old_ticks, order.leaves, old_rate_ppm)
-    return Need(_asset(order.side), _hold(instrument, order.side, ticks, left, rate_ppm) - before)
 
 
 def _cost(instrument: Instrument, asks: Levels, lots: int, rate_ppm: int) -> int:

@@ -33,16 +33,15 @@ from engine.durability.execution_reader import ExecutionsPruned
 from engine.entry.answers import Answer, Follower
 from engine.entry.risk.link import RiskLink, Verdict
 from engine.entry.risk.needs import (
-    HIGHEST_RATE_PPM,
+    MARKETS,
     Book,
     Need,
     Record,
-    hold_rate_ppm,
     need_of,
     terms_of,
 )
 from engine.entry.risk.withdrawn import Pending, Withdrawals
-from exchange.enums import Asset, CommandKind, ExecutionKind, OrderType, Reason
+from exchange.enums import Asset, CommandKind, ExecutionKind, Reason
 from exchange.instrument import AMOUNT_LIMIT_UNITS, Instrument
 from exchange.packed import ACK_LAST_NUMBER, ACK_VERB
 from exchange.records import Rows
@@ -55,9 +54,9 @@ WAITING_LIMIT: Final = 16_384
 """Most orders that wait in one process: two whole batches."""
 LINE_LIMIT: Final = 1_024
 """Most lines: so many questions are under way at once at most."""
-TRIES: Final = 3
+TRIES: Final = 2
 """How often an order is entered again. A second time is needed when another process's order took
-the money first; a third one, which asks for the most, when the account pays higher fees."""
+the money first."""
 PART: Final = 256
 """So many orders are looked at before others get their turn."""
 ROOM_S: Final = 0.05
@@ -68,7 +67,6 @@ _SHORT: Final = (
     int(ExecutionKind.REJECTED) | int(Reason.INSUFFICIENT_FUNDS) << 8,
     int(ExecutionKind.REJECTED) | int(Reason.ACCOUNT_UNKNOWN) << 8,
 )
-_MARKETS: Final = (int(OrderType.MARKET), int(OrderType.MARKET_BY_AMOUNT))
 _MUCH: Final = Verdict(False, "no account can have so much", by_amount=True)
 _DECIDED: Final = Verdict(True)
 _FULL: Final = Verdict(False, "too many orders wait for money already")
@@ -202,30 +200,33 @@ class Shortages:
             for index in short:
                 record = cast(Record, tuple(records[index].tolist()))
                 number = int(unit.acks[index, ACK_LAST_NUMBER])
-                need = self._need(unit.account, record, hold_rate_ppm(self._instrument))
+                need = self._need(unit.account, record, number)
                 left -= 1
                 if need is None:
                     self._close(unit, "")
                 else:
                     self._place(Claim(unit, index, record, need, number, until_ns))
-                if left % PART == 1 or terms_of(record).kind == CommandKind.AMEND_ORDER:
-                    await asyncio.sleep(0)  # Finding an order may take a millisecond.
+                if left % PART == 1:
+                    await asyncio.sleep(0)
         except Exception:
             log.exception("an order that lacks money could not be looked at")
             for _ in range(left):
                 self._close(unit, _BROKEN.sentence)
 
-    def _need(self, account: int, record: Record, rate_ppm: int) -> Need | None:
-        """Return what an order needs; None if money would not help it."""
+    def _need(self, account: int, record: Record, number: int) -> Need | None:
+        """Return what an order needs that execution `number` refused.
+
+        None if money would not help it, or if the log was pruned past that execution.
+        """
         if account >= self._instrument.account_capacity:
             return None
-        terms, order, book = terms_of(record), None, Book()
-        if terms.kind == CommandKind.AMEND_ORDER:
-            index = self._door.follower.index
-            order = index.find(account, terms.order_id, terms.client_order_id)
-        elif terms.order_type in _MARKETS:
-            book = self._door.book()
-        return need_of(self._instrument, terms, rate_ppm, book, order)
+        try:
+            (refused,) = self._door.follower.reader.read(number, 1).tolist()
+        except ExecutionsPruned:
+            return None
+        terms = terms_of(record)
+        book = self._door.book() if terms.order_type in MARKETS else Book()
+        return need_of(self._instrument, terms, refused, book)
 
     def _place(self, claim: Claim) -> None:
         key = Key(claim.unit.account, claim.need.asset)
@@ -382,9 +383,7 @@ class Shortages:
             line.number = max(line.number, claim.number)
             need = None
             if claim.tries < TRIES:
-                last = claim.tries == TRIES - 1
-                rate_ppm = HIGHEST_RATE_PPM if last else hold_rate_ppm(self._instrument)
-                need = self._need(claim.unit.account, claim.record, rate_ppm)
+                need = self._need(claim.unit.account, claim.record, claim.number)
             if need is None or need.asset != line.key.asset:
                 self._settle([claim], _AGAIN)
             else:
