@@ -120,6 +120,8 @@ class HttpServer:
         return answer
 
     async def _answer(self, request: BaseRequest) -> web.StreamResponse:
+        # Before anything is judged, so that nothing that is refused comes for nothing.
+        visitor = self._admit(request)
         path = request.path
         if request.method == "OPTIONS" and path.startswith(API):
             return web.Response(status=204, headers=_HEADERS | _PREFLIGHT)
@@ -128,11 +130,9 @@ class HttpServer:
                 "METHOD_NOT_ALLOWED", "method", request.method, "GET or HEAD"
             )
             return _refused(refusal, 405, {"Allow": "GET, HEAD"})
-        visitor = self._visitor(request)
         if path == STREAM:
             session = Session(self.hub, self._admission, self.config, request)
             return await session.run(visitor)
-        self._admission.take_request(visitor, time.monotonic_ns())
         if path.startswith(API):
             return await self._api(request, path.removeprefix(API), visitor)
         file = self._pages.find(path)
@@ -141,9 +141,9 @@ class HttpServer:
             raise Refused(Refusal.of_field("PATH_UNKNOWN", "path", path, limit))
         return _file(request, file)
 
-    def _visitor(self, request: BaseRequest) -> Visitor:
-        secret = request.headers.get(KEY_HEADER)
-        return self._admission.visitor(request.remote or "", secret, time.time_ns())
+    def _admit(self, request: BaseRequest) -> Visitor:
+        address, secret = request.remote or "", request.headers.get(KEY_HEADER)
+        return self._admission.admit(address, secret, time.monotonic_ns(), time.time_ns())
 
     async def _api(self, request: BaseRequest, path: str, visitor: Visitor) -> web.StreamResponse:
         query = request.query

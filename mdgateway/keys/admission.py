@@ -78,6 +78,21 @@ class Admission:
         key = self.keyring.find(secret, time_ns)
         return Visitor(f"key {key.id}", self.tiers[key.tier], key)
 
+    def admit(self, address: str, secret: str | None, now_ns: int, time_ns: int) -> Visitor:
+        """Return who calls, after counting the call; raises Refused.
+
+        A call whose key does not hold counts for its address, so that guessing is no way around
+        the limits; what else is wrong with it is judged afterwards. `now_ns` is of the monotonic
+        clock, `time_ns` of the wall clock.
+        """
+        try:
+            visitor = self.visitor(address, secret, time_ns)
+        except Refused:
+            self._take_request(self.visitor(address, None, time_ns), now_ns)
+            raise
+        self._take_request(visitor, now_ns)
+        return visitor
+
     def enter(self, visitor: Visitor, what: str) -> None:
         """Count one more thing that stays open (connections, streams); raises Refused."""
         limit = visitor.tier.connection_limit
@@ -107,8 +122,7 @@ class Admission:
         """Return how many of these the caller has open."""
         return self._open[f"{what} {visitor.holder}"]
 
-    def take_request(self, visitor: Visitor, now_ns: int) -> None:
-        """Count one request; raises Refused when there were too many lately."""
+    def _take_request(self, visitor: Visitor, now_ns: int) -> None:
         bucket = self._buckets.get(visitor.holder)
         if bucket is None:
             self._make_room(now_ns)

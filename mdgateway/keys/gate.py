@@ -27,9 +27,7 @@ class GrpcGate:
     def admit(self, context: Context) -> Visitor:
         """Return who calls, after counting the call; raises Refused."""
         address, secret = grpc_credentials(context.invocation_metadata() or (), context.peer())
-        visitor = self._admission.visitor(address, secret, time.time_ns())
-        self._admission.take_request(visitor, time.monotonic_ns())
-        return visitor
+        return self._admission.admit(address, secret, time.monotonic_ns(), time.time_ns())
 
     def fit(self, visitor: Visitor, channel: str, request: Any) -> None:
         """Hold a request to the caller's tier; raises Refused.

@@ -294,6 +294,21 @@ def test_connections_are_counted_by_key_and_by_address(tmp_path: Path) -> None:
     run(tmp_path, test, tiers=limits, keys=keys, anonymous_tier="anonymous")
 
 
+def test_handshakes_are_counted_like_requests(tmp_path: Path) -> None:
+    async def test(door: Door) -> None:
+        statuses = []
+        for _ in range(20):
+            try:
+                await (await door.connect()).inner.close()
+                statuses.append(101)
+            except aiohttp.WSServerHandshakeError as error:
+                statuses.append(error.status)
+        assert statuses[:5] == [101] * 5
+        assert statuses.count(429) > 0
+
+    run(tmp_path, test, tiers=tier("professional", requests_per_second=1))
+
+
 def test_connections_of_one_address_have_an_end_whatever_they_ask(tmp_path: Path) -> None:
     async def test(door: Door) -> None:
         held = [await asyncio.open_connection("127.0.0.1", door.port) for _ in range(3)]

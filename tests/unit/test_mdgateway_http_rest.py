@@ -15,6 +15,7 @@ import pytest
 from exchange.book_layout import EVENT_LEVEL
 from mdgateway.feed.candles import Candle, CandlePage, Interval
 from mdgateway.http.openapi import PATHS, SCHEMAS, document
+from mdgateway.keys.key_file import add_key
 from tests.unit.market_data_door import PAIR, PATIENCE_S, Door, Json, raw_socket, run, tier, turns
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -275,6 +276,33 @@ def test_who_asks_too_often_is_told_to_wait_and_others_are_not(tmp_path: Path) -
         assert headers["Retry-After"] == "1"
 
     run(tmp_path, test, tiers=tier("professional", requests_per_second=1))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/v1/status", {"X-Market-Data-Key": "hmd_guessed"}, 401),
+        ("GET", "/v1/stream", {}, 400),
+        ("GET", "/v1/stream", {"X-Market-Data-Key": "hmd_guessed"}, 401),
+        ("POST", "/v1/status", {}, 405),
+        ("OPTIONS", "/v1/status", {}, 204),
+        ("GET", "/nothing", {}, 404),
+    ],
+)
+def test_what_is_refused_counts_like_everything_else(
+    tmp_path: Path, method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    async def test(door: Door) -> None:
+        answers = [await door.get(path, headers, method) for _ in range(20)]
+        statuses = [answer[0] for answer in answers]
+        assert statuses[:5] == [status] * 5
+        assert set(statuses[5:]) <= {status, 429}
+        assert statuses.count(429) > 0
+        assert (await door.get("/v1/status"))[0] == 429
+
+    add_key(tmp_path / "keys.json", "basic", 0)
+    rare = tier("professional", requests_per_second=1)
+    run(tmp_path, test, tiers=rare, keys=tmp_path / "keys.json")
 
 
 def test_a_tier_bounds_depth(tmp_path: Path) -> None:

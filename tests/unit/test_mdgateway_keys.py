@@ -218,16 +218,27 @@ def test_a_bucket_allows_a_burst_and_then_the_rate() -> None:
     assert sum(bucket.take(100 * SECOND_NS) for _ in range(50)) == 10
 
 
-def test_requests_are_counted_for_each_caller(path: Path) -> None:
+def test_requests_are_counted_for_each_caller() -> None:
     admission = Admission(Keyring(None), dict(TIERS))
-    one, other = (admission.visitor(f"192.0.2.{n}", None, NOW_NS) for n in (1, 2))
     allowed = ANONYMOUS.requests_per_second * 5
     for _ in range(allowed):
-        admission.take_request(one, NOW_NS)
+        admission.admit("192.0.2.1", None, NOW_NS, NOW_NS)
     with pytest.raises(Refused, match="too often"):
-        admission.take_request(one, NOW_NS)
-    admission.take_request(other, NOW_NS)
-    admission.take_request(one, NOW_NS + SECOND_NS)
+        admission.admit("192.0.2.1", None, NOW_NS, NOW_NS)
+    admission.admit("192.0.2.2", None, NOW_NS, NOW_NS)
+    admission.admit("192.0.2.1", None, NOW_NS + SECOND_NS, NOW_NS)
+
+
+def test_a_key_that_does_not_hold_counts_for_its_address(path: Path) -> None:
+    secret, _ = add_key(path, "basic", NOW_NS)
+    admission = Admission(Keyring(path), dict(TIERS))
+    for _ in range(ANONYMOUS.requests_per_second * 5):
+        with pytest.raises(Refused, match="key"):
+            admission.admit("192.0.2.1", "hmd_guessed", NOW_NS, NOW_NS)
+    for wrong in "hmd_guessed", None:
+        with pytest.raises(Refused, match="too often"):
+            admission.admit("192.0.2.1", wrong, NOW_NS, NOW_NS)
+    assert admission.admit("192.0.2.1", secret, NOW_NS, NOW_NS).tier.name == "basic"
 
 
 @pytest.mark.parametrize(
