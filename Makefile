@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 IMAGE  ?= holdfast:dev
-OVERLAYS := $(sort $(wildcard k8s/overlays/*))
+OVERLAYS := k8s/exchange $(sort $(wildcard k8s/overlays/*))
 PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 
@@ -85,7 +85,7 @@ soak: $(STAMP) ## Run the exchange for SECONDS, kill everything in it again and 
 image: ## Build the container image (needs docker).
 	docker build --tag $(IMAGE) .
 
-manifests: ## Print the Kubernetes objects of every pair (needs kubectl).
+manifests: ## Print the Kubernetes objects of the exchange and every pair (needs kubectl).
 	@for overlay in $(OVERLAYS); do echo "---"; kubectl kustomize $$overlay; done
 
 clean: ## Remove caches and build output; .venv stays.

@@ -12,7 +12,10 @@ import yaml
 
 Object = dict[str, Any]
 
-_KNOWN = {"apiVersion", "kind", "resources", "images", "nameSuffix", "labels", "patches"}
+_KNOWN = {
+    *("apiVersion", "kind", "namespace", "resources", "images"),
+    *("nameSuffix", "labels", "patches"),
+}
 # The lists that a strategic merge patch joins by a key; all others it replaces.
 _MERGE_KEYS = {
     "containers": "name",
@@ -41,6 +44,9 @@ def render(directory: Path) -> list[Object]:
             objects.extend(map(_unshared, loaded))
     for patch in kustomization.get("patches", []):
         _patch(objects, patch)
+    for item in objects:
+        if "namespace" in kustomization and item["kind"] not in _UNNAMED:
+            item["metadata"]["namespace"] = kustomization["namespace"]
     _add_suffix(objects, kustomization.get("nameSuffix", ""))
     for label in kustomization.get("labels", []):
         _add_labels(objects, label)
@@ -80,12 +86,16 @@ def _merge(target: Object, change: Object) -> None:
 
 def _merge_list(target: list[Object], changes: list[Object], key: str) -> None:
     by_key = {item[key]: item for item in target}
+    changed = []
     for change in changes:
         assert "$patch" not in change, "patch directives are not known"
-        if change[key] in by_key:
-            _merge(by_key[change[key]], change)
-        else:
-            target.append(change)
+        item = by_key.get(change[key], change)
+        if item is not change:
+            _merge(item, change)
+        changed.append(item)
+    # What a patch names comes first.
+    rest = [item for item in target if item not in changed]
+    target[:] = changed + rest
 
 
 def _add_suffix(objects: list[Object], suffix: str) -> None:

@@ -72,78 +72,13 @@ class Service:
         return (self.run / f"{self.name}.log").read_text()
 
 
-class Exchange:
-    """Everything that money passes through."""
+class Books:
+    """What tests ask of books, risk service and order entry, wherever they run."""
 
-    def __init__(
-        self,
-        run: Path,
-        segments: Path,
-        asks: bool = False,
-        headroom: int = 0,
-        pairs: Sequence[str] = (BTC, ETH),
-        instruments: Path | None = None,
-    ) -> None:
-        """Prepare; if `asks`, order entry asks for money by itself."""
-        self.run = run
-        self.pairs = {pair: PairProcesses(run / pair, segments, "os", pair) for pair in pairs}
-        self.instruments = () if instruments is None else ("--instruments", str(instruments))
-        follow: list[str] = list(self.instruments)
-        for pair, processes in self.pairs.items():
-            processes.run.mkdir()
-            follow += ["--follow", f"{pair}={processes.target}"]
-        self.ledgerd = Service(run, "ledgerd", "--run", str(run), *follow)
-        self.postgres = EmbeddedPostgres(run / "postgres")
-        url = self.postgres.url(OWNER, "risk").render_as_string(hide_password=False)
-        ledger = f"127.0.0.1:{self.ledgerd.port}"
-        self.riskd = Service(
-            run,
-            "riskd",
-            *("--ledger", ledger, "--database-url", url),
-            *("--sticky", "0", "--headroom", str(headroom)),
-            *follow,
-        )
-        for processes in self.pairs.values():
-            processes.entry_arguments = self.instruments
-            if asks:
-                # The machine may be busy; whoever is killed is noticed at once all the same.
-                risk = ("--risk", f"127.0.0.1:{self.riskd.port}", "--risk-patience", "4000")
-                processes.entry_arguments += risk
-        self.books = ledger_pb2_grpc.LedgerServiceStub(self.ledgerd.channel)
-        self.risk = risk_pb2_grpc.RiskServiceStub(self.riskd.channel)
-        self.channels = {
-            pair: grpc.insecure_channel(processes.target) for pair, processes in self.pairs.items()
-        }
-
-    def start(self) -> None:
-        for processes in self.pairs.values():
-            processes.start_engine(*self.instruments)
-            processes.start_entry()
-        self.ledgerd.start()
-        for processes in self.pairs.values():
-            processes.await_health()
-        self.ledgerd.await_health("ledger")
-        self.postgres.create("risk")
-        self.start_riskd()
-
-    def start_riskd(self) -> None:
-        self.riskd.start()
-        self.riskd.await_health("exchange.v1.RiskService")
-
-    def end(self) -> None:
-        for processes in self.pairs.values():
-            for process in (processes.entry, processes.engine):
-                if process is not None and process.poll() is None:
-                    processes.kill(process)
-        for service in (self.riskd, self.ledgerd):
-            if service.process is not None and service.process.poll() is None:
-                service.kill()
-            service.channel.close()
-        for channel in self.channels.values():
-            channel.close()
-        self.postgres.stop()
-
-    # Money.
+    books: ledger_pb2_grpc.LedgerServiceStub
+    risk: risk_pb2_grpc.RiskServiceStub
+    channels: dict[str, grpc.Channel]
+    """To order entry, by pair."""
 
     def deposit(self, owner: int, asset: str, units: int, number: int) -> None:
         """Credit a trading account from custody."""
@@ -232,6 +167,78 @@ class Exchange:
         request = ledger_pb2.ListInstructionsRequest(pair=pair)
         found = self.books.ListInstructions(request, timeout=DEADLINE_S).instructions
         return sum(not item.resolved for item in found)
+
+
+class Exchange(Books):
+    """Everything that money passes through."""
+
+    def __init__(
+        self,
+        run: Path,
+        segments: Path,
+        asks: bool = False,
+        headroom: int = 0,
+        pairs: Sequence[str] = (BTC, ETH),
+        instruments: Path | None = None,
+    ) -> None:
+        """Prepare; if `asks`, order entry asks for money by itself."""
+        self.run = run
+        self.pairs = {pair: PairProcesses(run / pair, segments, "os", pair) for pair in pairs}
+        self.instruments = () if instruments is None else ("--instruments", str(instruments))
+        follow: list[str] = list(self.instruments)
+        for pair, processes in self.pairs.items():
+            processes.run.mkdir()
+            follow += ["--follow", f"{pair}={processes.target}"]
+        self.ledgerd = Service(run, "ledgerd", "--run", str(run), *follow)
+        self.postgres = EmbeddedPostgres(run / "postgres")
+        url = self.postgres.url(OWNER, "risk").render_as_string(hide_password=False)
+        ledger = f"127.0.0.1:{self.ledgerd.port}"
+        self.riskd = Service(
+            run,
+            "riskd",
+            *("--ledger", ledger, "--database-url", url),
+            *("--sticky", "0", "--headroom", str(headroom)),
+            *follow,
+        )
+        for processes in self.pairs.values():
+            processes.entry_arguments = self.instruments
+            if asks:
+                # The machine may be busy; whoever is killed is noticed at once all the same.
+                risk = ("--risk", f"127.0.0.1:{self.riskd.port}", "--risk-patience", "4000")
+                processes.entry_arguments += risk
+        self.books = ledger_pb2_grpc.LedgerServiceStub(self.ledgerd.channel)
+        self.risk = risk_pb2_grpc.RiskServiceStub(self.riskd.channel)
+        self.channels = {
+            pair: grpc.insecure_channel(processes.target) for pair, processes in self.pairs.items()
+        }
+
+    def start(self) -> None:
+        for processes in self.pairs.values():
+            processes.start_engine(*self.instruments)
+            processes.start_entry()
+        self.ledgerd.start()
+        for processes in self.pairs.values():
+            processes.await_health()
+        self.ledgerd.await_health("ledger")
+        self.postgres.create("risk")
+        self.start_riskd()
+
+    def start_riskd(self) -> None:
+        self.riskd.start()
+        self.riskd.await_health("exchange.v1.RiskService")
+
+    def end(self) -> None:
+        for processes in self.pairs.values():
+            for process in (processes.entry, processes.engine):
+                if process is not None and process.poll() is None:
+                    processes.kill(process)
+        for service in (self.riskd, self.ledgerd):
+            if service.process is not None and service.process.poll() is None:
+                service.kill()
+            service.channel.close()
+        for channel in self.channels.values():
+            channel.close()
+        self.postgres.stop()
 
 
 def _name(owner: int, asset: str, purpose: Purpose) -> ledger_pb2.AccountName:
