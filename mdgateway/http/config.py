@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from mdgateway.config import DEFAULT_PORT, InvalidSetting
+from mdgateway.keys.forwarding import Network, networks_of
 from mdgateway.keys.tiers import ANONYMOUS, TIERS
 
 DEFAULT_HTTP_PORT: Final = 8852
@@ -26,6 +27,8 @@ class HttpConfig:
     """Key file; None: no key is known and everybody is anonymous."""
     anonymous_tier: str = ANONYMOUS.name
     """What callers without a key may have; another tier suits a house without strangers."""
+    trusted_proxies: tuple[Network, ...] = ()
+    """Networks of proxies that are believed for whom they call, at this door and at gRPC's."""
     web: Path | None = None
     """Folder of the page; None: the one that is installed with the program."""
     connection_limit: int = 10_000
@@ -75,7 +78,9 @@ class HttpConfig:
 def add_arguments(
     parser: argparse.ArgumentParser, environment: Mapping[str, str] | None = None
 ) -> None:
-    """Add the door's arguments; HOLDFAST_MARKET_DATA_HTTP_PORT and _KEYS are their defaults."""
+    """Add the door's arguments; HOLDFAST_MARKET_DATA_HTTP_PORT, _KEYS, _TRUSTED_PROXIES go before
+    their defaults.
+    """
     source = os.environ if environment is None else environment
     port = source.get("HOLDFAST_MARKET_DATA_HTTP_PORT")
     keys = source.get("HOLDFAST_MARKET_DATA_KEYS")
@@ -89,6 +94,14 @@ def add_arguments(
     parser.add_argument("--http-host", default=None, help="--host unless given")
     parser.add_argument("--keys", type=Path, default=keys, help="market data key file")
     parser.add_argument("--anonymous-tier", choices=list(TIERS), default=ANONYMOUS.name)
+    parser.add_argument(
+        "--trusted-proxy",
+        action="append",
+        metavar="CIDR",
+        help="a proxy's network, whose X-Forwarded-For is believed; may be given several times",
+    )
+    proxies = source.get("HOLDFAST_MARKET_DATA_TRUSTED_PROXIES", "")
+    parser.set_defaults(trusted_proxy_default=[one for one in proxies.split(",") if one])
     parser.add_argument("--web", type=Path, help="folder of the page")
 
 
@@ -101,8 +114,17 @@ def http_config(arguments: argparse.Namespace) -> HttpConfig:
         port=default if arguments.http_port is None else arguments.http_port,
         keys=arguments.keys,
         anonymous_tier=arguments.anonymous_tier,
+        trusted_proxies=_networks(arguments.trusted_proxy or arguments.trusted_proxy_default),
         web=arguments.web,
     ).validate()
+
+
+def _networks(given: list[str]) -> tuple[Network, ...]:
+    try:
+        return networks_of(given)
+    except ValueError as error:
+        text = f"trusted_proxy is {', '.join(given)!r}; it must be networks like 10.1.0.0/16"
+        raise InvalidSetting(f"{text}: {error}") from None
 
 
 def _between(field: str, value: int, low: int, high: int) -> None:

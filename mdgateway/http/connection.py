@@ -19,6 +19,7 @@ from mdgateway.http.config import HttpConfig
 from mdgateway.http.json_format import dumps, refusal_fields
 from mdgateway.http.stream.fanout import Hub, Member
 from mdgateway.keys.admission import network_of
+from mdgateway.keys.forwarding import is_trusted
 
 HEADER_LINE_BYTES: Final = 4_096
 HEADER_COUNT: Final = 64
@@ -36,19 +37,22 @@ class Connections:
         self.count = 0
         self._by_address: Counter[str] = Counter()
 
-    def enter(self, address: str) -> Refusal | None:
+    def enter(self, peer: str) -> Refusal | None:
         """Count one more, or return why not."""
-        config = self.config
+        config, address = self.config, network_of(peer)
         if self.count >= config.connection_limit:
             return _full("this server", config.connection_limit)
-        if self._by_address[address] >= config.address_connection_limit:
+        # Behind a proxy are many; its connections are bounded like those of all.
+        alone = not is_trusted(peer, config.trusted_proxies)
+        if alone and self._by_address[address] >= config.address_connection_limit:
             return _full(address, config.address_connection_limit)
         self.count += 1
         self._by_address[address] += 1
         return None
 
-    def leave(self, address: str) -> None:
+    def leave(self, peer: str) -> None:
         """Count one less."""
+        address = network_of(peer)
         self.count -= 1
         self._by_address[address] -= 1
         if not self._by_address[address]:
@@ -101,7 +105,7 @@ class Connection(web_protocol.RequestHandler):
         transport.set_write_buffer_limits(config.buffer_bytes, config.buffer_low_bytes)
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
-        address = network_of(peer[0]) if peer else "unknown"
+        address = str(peer[0]) if peer else "unknown"
         refusal = self._connections.enter(address)
         if refusal is None:
             self._address = address

@@ -26,6 +26,7 @@ from mdgateway.http.rest import Rest
 from mdgateway.http.stream.fanout import Hub, Member
 from mdgateway.http.stream.session import KEY_ENDED, SLOW_CONSUMER, SUBSCRIBE_TIMEOUT, Session
 from mdgateway.keys.admission import Admission, Visitor
+from mdgateway.keys.forwarding import FORWARDED_HEADER, caller_of
 from mdgateway.keys.key_file import Keyring
 from mdgateway.keys.tiers import TIERS
 
@@ -142,7 +143,9 @@ class HttpServer:
         return _file(request, file)
 
     def _admit(self, request: BaseRequest) -> Visitor:
-        address, secret = request.remote or "", request.headers.get(KEY_HEADER)
+        secret = request.headers.get(KEY_HEADER)
+        forwarded = request.headers.getall(FORWARDED_HEADER, [])
+        address = caller_of(request.remote or "", forwarded, self._admission.trusted_proxies)
         return self._admission.admit(address, secret, time.monotonic_ns(), time.time_ns())
 
     async def _api(self, request: BaseRequest, path: str, visitor: Visitor) -> web.StreamResponse:
@@ -198,7 +201,8 @@ class HttpServer:
 
 def admission_of(config: HttpConfig) -> Admission:
     """Return who may come in by the settings; raises InvalidKeyFile, OSError."""
-    return Admission(Keyring(config.keys), TIERS, config.anonymous_tier)
+    tier, trusted = config.anonymous_tier, config.trusted_proxies
+    return Admission(Keyring(config.keys), TIERS, tier, trusted)
 
 
 def http_server(

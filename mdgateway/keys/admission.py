@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 from exchange.refusal import Code, Refusal, Refused
+from mdgateway.keys.forwarding import FORWARDED_HEADER, Network, caller_of
 from mdgateway.keys.key_file import Key, Keyring
 from mdgateway.keys.tiers import ANONYMOUS, TIERS, Tier
 
@@ -63,11 +64,14 @@ class Admission:
         keyring: Keyring,
         tiers: Mapping[str, Tier] = TIERS,
         anonymous: str = ANONYMOUS.name,
+        trusted_proxies: tuple[Network, ...] = (),
     ) -> None:
         self.keyring = keyring
         self.tiers = tiers
         self.anonymous = tiers[anonymous]
         """What callers without a key may have."""
+        self.trusted_proxies = trusted_proxies
+        """Who is believed for whom it calls."""
         self._open: Counter[str] = Counter()
         self._buckets: dict[str, Bucket] = {}
 
@@ -161,14 +165,17 @@ def network_of(address: str) -> str:
 
 
 def grpc_credentials(
-    metadata: Iterable[tuple[str, str | bytes]], peer: str
+    metadata: Iterable[tuple[str, str | bytes]], peer: str, trusted: tuple[Network, ...] = ()
 ) -> tuple[str, str | None]:
     """Return address and secret of a gRPC call, from its metadata and `context.peer()`."""
-    secret = None
+    secret, forwarded = None, []
     for name, value in metadata:
+        text = value if isinstance(value, str) else value.decode("utf-8", "replace")
         if name == GRPC_METADATA_KEY:
-            secret = value if isinstance(value, str) else value.decode("utf-8", "replace")
+            secret = text
+        elif name == FORWARDED_HEADER.lower():
+            forwarded.append(text)
     family, _, rest = unquote(peer).partition(":")
     if family not in {"ipv4", "ipv6"}:
         return peer, secret
-    return rest.rpartition(":")[0].strip("[]"), secret
+    return caller_of(rest.rpartition(":")[0].strip("[]"), forwarded, trusted), secret

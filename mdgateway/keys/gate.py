@@ -26,7 +26,8 @@ class GrpcGate:
 
     def admit(self, context: Context) -> Visitor:
         """Return who calls, after counting the call; raises Refused."""
-        address, secret = grpc_credentials(context.invocation_metadata() or (), context.peer())
+        metadata, trusted = context.invocation_metadata() or (), self._admission.trusted_proxies
+        address, secret = grpc_credentials(metadata, context.peer(), trusted)
         return self._admission.admit(address, secret, time.monotonic_ns(), time.time_ns())
 
     def fit(self, visitor: Visitor, channel: str, request: Any) -> None:

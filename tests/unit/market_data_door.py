@@ -184,7 +184,7 @@ async def open_door(
         market.publications[PAIR].keep_candles(CandleKeeper(store).source_of(PAIR))
     given: dict[str, Any] = {"port": 0, "anonymous_tier": "professional"} | settings
     http = HttpConfig(**given).validate()
-    admission = Admission(Keyring(http.keys), tiers, http.anonymous_tier)
+    admission = Admission(Keyring(http.keys), tiers, http.anonymous_tier, http.trusted_proxies)
     server = HttpServer(market, http, admission)
     door = Door(writer, market, server, await server.start())
     door.step()
