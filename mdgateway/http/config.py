@@ -78,8 +78,9 @@ class HttpConfig:
 def add_arguments(
     parser: argparse.ArgumentParser, environment: Mapping[str, str] | None = None
 ) -> None:
-    """Add the door's arguments; HOLDFAST_MARKET_DATA_HTTP_PORT, _KEYS, _TRUSTED_PROXIES go before
-    their defaults.
+    """Add the door's arguments.
+
+    Defaults come from HOLDFAST_MARKET_DATA_HTTP_PORT, _KEYS and _TRUSTED_PROXIES.
     """
     source = os.environ if environment is None else environment
     port = source.get("HOLDFAST_MARKET_DATA_HTTP_PORT")

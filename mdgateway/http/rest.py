@@ -5,12 +5,16 @@ A path is looked up, its parameters are judged, and it gives a `Page`: what the 
 if somebody else asked for it since the last change, those bytes are sent again.
 """
 
+import functools
 import gzip
+import hashlib
+import secrets
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from exchange.instrument import Instrument
 from exchange.refusal import Code, Refusal, Refused
 from mdgateway.feed.candles import Interval
 from mdgateway.feed.market import Market
@@ -68,6 +72,8 @@ class Rest:
         self._market = market
         self._kept: dict[tuple[str, tuple[tuple[str, str], ...]], Answer] = {}
         self._openapi = dumps(document())
+        self._start = secrets.token_hex(4)
+        """What depends on what this process has seen or read is not what another one said."""
         self._of_all = {
             "instruments": self._instruments,
             "ticker": self._tickers,
@@ -122,24 +128,15 @@ class Rest:
 
     def _instruments(self) -> Page:
         shown = self._publications()
-        tag = _sum(str(one.pair_status) for one in shown)
-        return Page(
-            f"instruments-{tag}",
-            _made(
-                lambda: dumps(
-                    {
-                        "instruments": [
-                            _encoder(one).instrument_fields(one.pair_status) for one in shown
-                        ]
-                    }
-                )
-            ),
-        )
+        fields = [_encoder(one).instrument_fields(one.pair_status) for one in shown]
+        # Made each time, because only the content says whether it is the same after a restart.
+        body = dumps({"instruments": fields})
+        return Page(f"instruments-{_digest(body)}", _made(lambda: body))
 
     def _tickers(self) -> Page:
         shown = [one for one in self._publications() if one.ready and one.touch is not None]
         return Page(
-            f"tickers-{_sum(_ticker_tag(one) for one in shown)}",
+            f"tickers-{self._start}-{_sum(_ticker_tag(one) for one in shown)}",
             _made(
                 lambda: dumps({"tickers": [_encoder(one).ticker(one.ticker()) for one in shown]})
             ),
@@ -160,7 +157,7 @@ class Rest:
         _only(query, ())
         with_book(publication)
         return Page(
-            _ticker_tag(publication),
+            f"{_ticker_tag(publication)}-{self._start}",
             _made(lambda: dumps(_encoder(publication).ticker(publication.ticker()))),
         )
 
@@ -221,7 +218,7 @@ class Rest:
                 }
             )
 
-        return Page(f"{_place(publication)}-{source.revision}", make)
+        return Page(f"{_place(publication)}-{source.revision}-{self._start}", make)
 
 
 def _encoder(publication: Publication) -> JsonEncoder:
@@ -238,7 +235,18 @@ def _made(make: Callable[[], bytes]) -> Callable[[], Awaitable[bytes]]:
 
 
 def _place(publication: Publication) -> str:
-    return f"{publication.epoch}-{publication.sequence}"
+    # With the units that all texts depend on, which may be others after a restart.
+    mark = _mark(publication.instrument)
+    return f"{publication.epoch}-{publication.sequence}-{mark}"
+
+
+@functools.cache
+def _mark(instrument: Instrument) -> str:
+    return _digest(repr(instrument).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _ticker_tag(publication: Publication) -> str:
