@@ -28,6 +28,11 @@ FULL: int = -1
 ``full_depth_limit`` of each side."""
 
 
+Place = int | tuple[int, int]
+"""What a subscription is made with to go on: the number of a trade or notice; of depth the epoch
+and sequence, of orders the epoch and position, that were taken last."""
+
+
 class Channel(StrEnum):
     """The kinds of content that can be subscribed to."""
 

@@ -35,6 +35,7 @@ from mdgateway.feed.records import (
     OrderPart,
     OrderRun,
     PairState,
+    Place,
     Record,
     Topic,
     TradeRun,
@@ -108,6 +109,14 @@ class Subscription:
         """Return where to go on with another server; zero: there is nothing to resume."""
         return 0
 
+    def place(self) -> Place:
+        """Return what a subscription is made with to go on from here, if it can be."""
+        return self.resume_from()
+
+    def follows(self) -> bool:
+        """Say whether what comes first follows the place that this was made with."""
+        return False
+
     def _content(self) -> bytes | None:
         raise NotImplementedError
 
@@ -159,13 +168,16 @@ class DepthSubscription(Subscription):
         self._only_snapshots = only_snapshots
         self._generation = WHOLE
         self._sequence = 0
-        self.resumed = False
-        """Whether the subscriber goes on from what it held."""
+        self._follows = False
         if held and publication.ready and held[0] == publication.epoch:
             generation = self._view.generation_of(held[1])
             if generation is not None:
                 self._generation, self._sequence = generation, held[1]
-                self.resumed = True
+                self._follows = True
+
+    def follows(self) -> bool:
+        """Say whether the subscriber goes on from what it held."""
+        return self._follows
 
     def restart(self) -> None:
         """Let a snapshot come next."""
@@ -228,6 +240,10 @@ class TradeSubscription(Subscription):
     def resume_from(self) -> int:
         """Return the number of the trade that would be told next."""
         return self._next
+
+    def follows(self) -> bool:
+        """Say yes: what is missing is told."""
+        return True
 
     def _position(self) -> int:
         return max(0, self._next - 1)
@@ -328,7 +344,7 @@ class OrderSubscription(Subscription):
         self._snapshot: OrderSnapshot | None = None
         self._part = 0
         self._index = 0
-        self._told_position = 0
+        self._told_epoch = self._told_position = 0
         self._told_whole = True
         self._held = held
 
@@ -339,6 +355,17 @@ class OrderSubscription(Subscription):
     def resume_from(self) -> int:
         """Return the position to resume with."""
         return self._told_position if self._held is None else self._held[1]
+
+    def place(self) -> Place:
+        """Return epoch and position of what was told last."""
+        return self._held or (self._told_epoch, self._told_position)
+
+    def follows(self) -> bool:
+        """Say whether the events after what is held are still there, or still to come."""
+        if self._held is None:
+            return False
+        epoch, position = self._held
+        return self._is_awaited(epoch, position) or self._index_after(epoch, position) is not None
 
     def _content(self) -> bytes | None:
         orders = self._orders
@@ -365,16 +392,23 @@ class OrderSubscription(Subscription):
 
     def _resume(self, epoch: int, position: int) -> bool:
         """Go on from what is held, or from a snapshot; False: what is held is still to come."""
-        orders = self._orders
-        if epoch == orders.epoch and 0 < position - orders.position <= orders.capacity:
+        if self._is_awaited(epoch, position):
             return False
         self._held = None
-        index = orders.index_after(position) if epoch == orders.epoch else None
+        index = self._index_after(epoch, position)
         if index is not None:
-            self._life, self._index, self._told_position = orders.life, index, position
+            self._life, self._index = self._orders.life, index
+            self._told_epoch, self._told_position = epoch, position
             # What was held may have been of a moment within a command.
             self._told_whole = False
         return True
+
+    def _is_awaited(self, epoch: int, position: int) -> bool:
+        ahead = position - self._orders.position
+        return epoch == self._orders.epoch and 0 < ahead <= self._orders.capacity
+
+    def _index_after(self, epoch: int, position: int) -> int | None:
+        return self._orders.index_after(position) if epoch == self._orders.epoch else None
 
     def _next_part(self, snapshot: OrderSnapshot) -> bytes:
         if not self._orders.holds(snapshot):
@@ -391,7 +425,8 @@ class OrderSubscription(Subscription):
         self._part += 1
         if is_last:
             self._snapshot = None
-            self._index, self._told_position = snapshot.index, snapshot.position
+            self._index = snapshot.index
+            self._told_epoch, self._told_position = snapshot.epoch, snapshot.position
             self._told_whole = True
         return message
 

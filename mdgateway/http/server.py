@@ -188,6 +188,7 @@ class HttpServer:
         config = self.config
         full_since_ns = member.full_since_ns
         if full_since_ns and now_ns - full_since_ns > config.slow_limit_ms * MS_NS:
+            self.hub.say_goodbye(member, "SLOW_CONSUMER")
             member.end(SLOW_CONSUMER, "SLOW_CONSUMER")
         elif not member.subscribed and (
             now_ns - member.opened_ns > config.subscribe_timeout_ms * MS_NS
@@ -196,6 +197,7 @@ class HttpServer:
         elif member.visitor.key is not None and self._admission.keyring.ended(
             member.visitor.key, time_ns
         ):
+            self.hub.say_goodbye(member, "KEY_ENDED")
             member.end(KEY_ENDED, "KEY_ENDED")
 
 

@@ -1,10 +1,14 @@
 """Gateways that follow gateways: the end of a chain tells what the engine published."""
 
+import asyncio
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 
@@ -22,7 +26,7 @@ from tests.integration.market_data_processes import (
     processes_in_memory,
     wait_serving,
 )
-from tests.integration.order_client import OrderClient, Queues, Truth, queues_of
+from tests.integration.order_client import OrderBooks, OrderClient, Queues, Truth, queues_of
 from tests.unit.market_data_writer import Writer
 
 pytestmark = pytest.mark.integration
@@ -247,5 +251,98 @@ def test_orders_behind_relays_are_the_engines_through_kills(processes: Processes
         assert client.told.books[moment] == watcher.books[moment], moment
     client.close()
     channel.close()
+    truth.close()
+    traders.channel.close()
+
+
+def take_json(told: OrderBooks, message: dict[str, Any]) -> None:
+    """Take one message of the orders channel; the pair's ticks and lots are its last decimals."""
+    side_of = {"buy": 1, "sell": 2}
+
+    def units(text: str) -> int:
+        return int(text.replace(".", ""))
+
+    if message["type"] == "snapshot":
+        told.begin(message["part"])
+        for side, price, quantity, count in message["unknown"]:
+            told.rest(0, (side_of[side], units(price)), units(quantity), count)
+        for number, side, price, quantity in message["orders"]:
+            told.rest(int(number), (side_of[side], units(price)), units(quantity))
+        told.epoch, told.position = message["epoch"], message["position"]
+        told.is_whole = message["is_last"]
+        return
+    told.follow(message["previous_position"], message["position"])
+    for event in message["events"]:
+        told.take(
+            event["position"],
+            ("", "add", "reduce", "delete", "execute").index(event["action"]),
+            int(event["order_number"]),
+            (side_of[event["side"]], units(event["price"])),
+            units(event["quantity"]),
+            is_gone=event["is_gone"],
+        )
+
+
+async def follow_cut(told: OrderBooks, port: str, until: Callable[[], bool]) -> None:
+    """Follow the orders over WebSocket from what was told before; then cut the line, unread."""
+    request: dict[str, Any] = {"op": "subscribe", "channel": "orders", "pairs": [PAIR]}
+    if told.is_whole:
+        request |= {"held_epoch": told.epoch, "held_position": told.position}
+    url = f"http://127.0.0.1:{port}/v1/stream"
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        aiohttp.ClientSession() as session,
+        session.ws_connect(url, max_msg_size=0) as socket,
+    ):
+        await socket.send_json(request)
+        while not until():
+            message = await socket.receive_json()
+            if message.get("channel") == "orders" and message["type"] in {"snapshot", "events"}:
+                take_json(told, message)
+        transport = socket.get_extra_info("socket")
+        transport.shutdown(2)
+
+
+def has_more(told: OrderBooks, count: int) -> bool:
+    """Say whether more than so many events were told."""
+    return len(told.events) > count
+
+
+def test_a_websocket_client_that_is_cut_and_hops_sees_every_order_once(
+    processes: Processes,
+) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    everybody = ("--anonymous-tier", "professional")
+    processes.start_engine()
+    entry, first = processes.start_entry(), processes.start_gateway(*everybody)
+    traders = Traders(entry, seed)
+    wait_serving(traders.channel, "orders")
+    traders.allot()
+    folder = processes.folder / "relay"
+    second = processes.start_relay("second", first, "--run", str(folder), *everybody)
+    for port in first, second:
+        with channel_to(port) as channel:
+            wait_serving(channel, "marketdata")
+    doors = [
+        (run / "mdgateway-http.port").read_text().strip()
+        for run in (processes.folder / "run", folder)
+    ]
+    told, truth = OrderBooks(), Truth(processes)
+
+    async def main() -> None:
+        await follow_cut(told, doors[0], lambda: told.is_whole)
+        for turn in range(1, 7):
+            trading = asyncio.to_thread(traders.trade, 10, 50)
+            trade = asyncio.create_task(trading)
+            # Whatever was on its way when the line was cut is told by the other gateway.
+            await follow_cut(told, doors[turn % 2], partial(has_more, told, len(told.events) + 200))
+            await trade
+        queues = truth.read()
+        await follow_cut(told, doors[1], lambda: queues_of(told.follower) == queues)
+
+    asyncio.run(main())
+    assert told.events == truth.events
+    assert told.snapshot_count == 1
+    assert told.levels == truth.follower.levels
     truth.close()
     traders.channel.close()

@@ -1,7 +1,8 @@
 """A small writer of a public book segment, compiled, for tests of readers.
 
 It keeps the protocol of ``exchange.book_layout`` and nothing else: no matching, no accounts. An
-operation is a row (kind, side, price ticks, lots, orders, trade number); a batch is one command.
+operation is a row (kind, side, price ticks, lots, orders, trade number), and of one order its
+action and lots as the verb has them and its public number; a batch is one command.
 """
 
 from collections.abc import Iterable
@@ -52,12 +53,13 @@ def _event(scalars: Rows, events: Rows, words: Rows, sequence: int, time_ns: int
     row = events[position & (events.shape[0] - 1)]
     store_relaxed(row, 0, -1)
     fence_release()
-    row[layout.EVENT_VERB] = words[0] | words[1] << 8
+    row[layout.EVENT_VERB] = words[0] | words[1] << 8 | words[6]
     row[layout.EVENT_PRICE] = words[2]
     row[layout.EVENT_LOTS] = words[3]
     row[layout.EVENT_COUNT] = words[5] if words[0] == EVENT_TRADE else words[4]
     row[layout.EVENT_SEQUENCE] = sequence
     row[layout.EVENT_TIME_NS] = time_ns
+    row[layout.EVENT_ORDER] = words[7]
     store_release(row, 0, position + 1)
     store_release(scalars, layout.EVENT_HEAD, position + 1)
 
@@ -229,11 +231,24 @@ class Writer:
         self.arrays["touch"][layout.TOUCH_STATUS] = status
         self.batch([(EVENT_STATUS, 0, 0, 0, status, 0)])
 
-    def batch(self, operations: Iterable[tuple[int, int, int, int, int, int]]) -> None:
+    def add_order(self, number: int, side: int, price: int, lots: int) -> None:
+        """Publish an order that comes to a level of its own."""
+        verb = layout.ACTION_ADDED << layout.EVENT_ACTION_SHIFT
+        verb |= lots << layout.EVENT_ORDER_LOTS_SHIFT
+        self.batch([(EVENT_LEVEL, side, price, lots, 1, 0, verb, number)])
+
+    def delete_order(self, number: int, side: int, price: int, lots: int) -> None:
+        """Publish that the only order of a level is cancelled."""
+        verb = layout.ACTION_DELETED << layout.EVENT_ACTION_SHIFT
+        verb |= lots << layout.EVENT_ORDER_LOTS_SHIFT
+        self.batch([(EVENT_LEVEL, side, price, 0, 0, 0, verb, number)])
+
+    def batch(self, operations: Iterable[tuple[int, ...]]) -> None:
         """Publish one command with several events."""
         self.sequence += 1
         a = self.arrays
-        rows = np.array(list(operations), np.int64).reshape(-1, 6)
+        whole = [(*operation, *(0,) * (8 - len(operation))) for operation in operations]
+        rows = np.array(whole, np.int64).reshape(-1, 8)
         publish(
             a["scalars"],
             a["touch"],

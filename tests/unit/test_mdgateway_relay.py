@@ -104,7 +104,7 @@ def test_a_lost_line_is_told_and_what_is_held_is_resumed(desk: Desk, line: Line)
     desk.step()
     line.connect()
     assert isinstance(line.streams[1][0], DepthSubscription)
-    assert line.streams[1][0].resumed
+    assert line.streams[1][0].follows()
     line.carry()
     client.read(desk)
     assert [notice.kind for notice in client.notices] == [DOWN, RESTARTED]

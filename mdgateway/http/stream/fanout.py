@@ -27,6 +27,7 @@ from typing import Final, NamedTuple, Protocol
 
 from exchange.refusal import Code, Refusal, Refused
 from mdgateway.feed.market import Market
+from mdgateway.feed.records import Place
 from mdgateway.feed.requests import lagging
 from mdgateway.feed.subscriptions import Lagging
 from mdgateway.http.json_format import dumps
@@ -66,7 +67,7 @@ class Held(NamedTuple):
 
     beats: int
     """The feed's beats when the connection was told last; NOT_TOLD: it never was."""
-    position: int | None
+    place: Place | None
     """Where to go on; None: from now."""
 
 
@@ -183,7 +184,7 @@ class Hub:
             feed.user_count += 1
             if name in member.subscriptions:
                 self._drop(member, name)
-            self._add(member, name, pair, feed, request.from_trade_number or None)
+            self._add(member, name, pair, feed, request.place)
         member.lines.subtract(lines)
         self._catch_up(member)
 
@@ -270,7 +271,7 @@ class Hub:
                 source = member.joining[feed]
                 if not self._tell_source(member, feed, source, now_ns):
                     continue
-                if source.resume_from() == feed.position():
+                if source.place() == feed.place():
                     self._stop_joining(member, feed)
                     member.live.add(feed)
                     moved[member] = None
@@ -300,9 +301,9 @@ class Hub:
             if held.beats == feed.beats:
                 member.live.add(feed)
                 continue
-            if held.beats != NOT_TOLD and feed.channel not in {PAIR, "trades"}:
+            source = feed.private(held.place)
+            if held.beats != NOT_TOLD and not source.follows():
                 member.tell(feed.missed())
-            source = feed.private(held.position)
             member.joining[feed] = source
             self._joining.setdefault(feed, {})[member] = None
             self._tell_source(member, feed, source, now_ns)
@@ -313,7 +314,7 @@ class Hub:
         while self._filled:
             member, _ = self._filled.popitem()
             for feed in sorted(member.live, key=lambda one: one.rank):
-                member.held[feed] = Held(feed.beats, feed.position())
+                member.held[feed] = Held(feed.beats, feed.place())
             member.live.clear()
             self._regroup(member)
 
@@ -346,7 +347,7 @@ class Hub:
             feed.close()
 
     def _add(
-        self, member: Member, name: SubscriptionName, pair: str, feed: Feed, position: int | None
+        self, member: Member, name: SubscriptionName, pair: str, feed: Feed, place: Place | None
     ) -> None:
         """Give a connection a feed, whose user count was raised, and the pair's line with it."""
         if not member.lines[pair]:
@@ -356,7 +357,7 @@ class Hub:
         member.lines[pair] += 1
         member.subscriptions[name] = feed
         if feed.channel != PAIR:
-            member.held[feed] = Held(NOT_TOLD, position)
+            member.held[feed] = Held(NOT_TOLD, place)
 
     def _drop(self, member: Member, name: SubscriptionName) -> None:
         """Take a subscription away; the caller regroups."""
@@ -396,8 +397,7 @@ class Hub:
                 self._drop(member, name)
                 ended = {"type": "ended", "channel": name[0], "pair": name[1]}
                 why = {"reason": refusal.reason, "message": refusal.message}
-                place = error.resume_from if feed.channel == "trades" else None
-                member.tell(dumps({**ended, **why, "resume_from": place}))
+                member.tell(dumps({**ended, **why, "resume_from": error.resume_from or None}))
         self._regroup(member)
 
     def _regroup(self, member: Member) -> None:
@@ -426,27 +426,34 @@ class Hub:
         group.members[member] = None
         member.group = group
 
+    def say_goodbye(self, member: Member, reason: str) -> None:
+        """Tell a connection that it ends, and where to go on."""
+        trades, orders = {}, {}
+        for (channel, pair, _), feed in member.subscriptions.items():
+            place = _place(member, feed)
+            if channel == "trades":
+                trades[pair] = place
+            elif channel == "orders" and isinstance(place, tuple) and place[0]:
+                orders[pair] = {"held_epoch": place[0], "held_position": place[1]}
+        goodbye = {"type": "goodbye", "reason": reason, "resume_from": trades}
+        member.tell(dumps(goodbye | ({"resume_orders": orders} if orders else {})))
+
     def _goodbye(self) -> None:
         """Tell every connection, once, that the server stops, and where to go on elsewhere."""
         if self._gone:
             return
         self._gone = True
         for member in list(self.members):
-            places = {}
-            for (channel, pair, _), feed in member.subscriptions.items():
-                if channel == "trades":
-                    places[pair] = _place(member, feed)
-            goodbye = {"type": "goodbye", "reason": "DRAINING", "resume_from": places}
-            member.tell(dumps(goodbye))
+            self.say_goodbye(member, "DRAINING")
             member.end(1001, "DRAINING")
             self.leave(member)
 
 
-def _place(member: Member, feed: Feed) -> int:
+def _place(member: Member, feed: Feed) -> Place:
     if feed in member.joining:
-        return member.joining[feed].resume_from()
+        return member.joining[feed].place()
     held = member.held.get(feed)
-    return feed.position() if held is None else held.position or feed.position()
+    return feed.place() if held is None else held.place or feed.place()
 
 
 def _name(spec: Spec, pair: str) -> SubscriptionName:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Protocol
 from mdgateway.feed.candles import Interval
 from mdgateway.feed.market import Market
 from mdgateway.feed.publication import Publication
-from mdgateway.feed.records import Heartbeat, NoticeKind
+from mdgateway.feed.records import Heartbeat, NoticeKind, Place
 from mdgateway.feed.requests import candles_of, with_orders
 from mdgateway.feed.subscriptions import (
     CandleSubscription,
@@ -51,8 +51,11 @@ class Source(Protocol):
     def close(self) -> None:
         """Give back what is shared."""
 
-    def resume_from(self) -> int:
+    def place(self) -> Place:
         """Return what a source has to be made with to go on from here."""
+
+    def follows(self) -> bool:
+        """Say whether what comes first follows the place that this was made with."""
 
 
 class PairLine:
@@ -87,9 +90,13 @@ class PairLine:
         self._number += 1
         return self._heartbeat(Heartbeat(publication.wall_ns, publication.sequence))
 
-    def resume_from(self) -> int:
+    def place(self) -> Place:
         """Return the number of the newest notice that was told."""
         return self._told
+
+    def follows(self) -> bool:
+        """Say yes: no notice is told in the middle of a line."""
+        return True
 
     def close(self) -> None:
         """Do nothing: nothing is shared."""
@@ -137,21 +144,16 @@ class Feed:
             self.beats += 1
         return parts
 
-    def position(self) -> int:
+    def place(self) -> Place:
         """Return what `private` has to be given to go on from the last beat."""
-        return self._source.resume_from()
+        return self._source.place()
 
-    def private(self, position: int | None) -> Source:
-        """Return a source for one connection, from a position, or None: from now."""
-        channel = self.channel
-        if channel == PAIR:
-            return PairLine(self._publication, -1 if position is None else position, beats=False)
-        if channel == "trades":
-            made: Subscription = TradeSubscription(self._publication, JsonEncoder, position or 0)
-        else:
-            made = self._subscription(self._publication, hurry=True)
-        made.heartbeat_ns, made.tells_notices = 0, False
-        return made
+    def private(self, place: Place | None) -> Source:
+        """Return a source for one connection, from a place, or None: from now."""
+        if self.channel == PAIR:
+            number = place if isinstance(place, int) else -1
+            return PairLine(self._publication, number, beats=False)
+        return self._subscription(self._publication, place, hurry=True)
 
     def missed(self) -> bytes:
         """Return the notice for a connection that was too slow."""
@@ -177,8 +179,11 @@ class Feed:
             opened = market.open(self.key.pair, self._subscription)
             self._source, self._close = opened, lambda: market.close(opened)
 
-    def _subscription(self, publication: Publication, *, hurry: bool = False) -> Subscription:
+    def _subscription(
+        self, publication: Publication, place: Place | None = None, *, hurry: bool = False
+    ) -> Subscription:
         spec = self.key.spec
+        held = place if isinstance(place, tuple) else None
         interval_ns = 0 if hurry else spec.interval_ms * MS_NS
         made: Subscription
         match spec.channel:
@@ -188,12 +193,14 @@ class Feed:
                     JsonEncoder,
                     spec.detail,
                     interval_ns,
+                    held=held,
                     only_snapshots=spec.only_snapshots,
                 )
             case "ticker":
                 made = TickerSubscription(publication, JsonEncoder, interval_ns)
             case "trades":
-                made = TradeSubscription(publication, JsonEncoder)
+                number = place if isinstance(place, int) else 0
+                made = TradeSubscription(publication, JsonEncoder, number)
             case "status":
                 made = StatusSubscription(publication, JsonEncoder)
             case "candles":
@@ -201,7 +208,7 @@ class Feed:
                 interval = Interval(spec.detail)
                 made = CandleSubscription(publication, JsonEncoder, interval, interval_ns)
             case "orders":
-                made = OrderSubscription(with_orders(publication), JsonEncoder)
+                made = OrderSubscription(with_orders(publication), JsonEncoder, held=held)
             case _:
                 raise AssertionError(f"{spec.channel} has no subscription of its own")
         made.heartbeat_ns, made.tells_notices = 0, False

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from exchange.refusal import Code, Refusal, Refused
 from mdgateway.feed.candles import Interval
-from mdgateway.feed.records import FULL
+from mdgateway.feed.records import FULL, Place
 from mdgateway.feed.requests import DEFAULT_LEVEL_COUNT, STREAM_LEVEL_COUNTS
 from mdgateway.keys.tiers import CHANNELS, Tier
 
@@ -26,14 +26,16 @@ FULL_TEXT: Final = "full"
 
 _CONFLATED: Final = frozenset({"depth", "ticker", "candles"})
 _OWN_FIELDS: Final = {
-    "depth": frozenset({"levels", "interval_ms", "only_snapshots"}),
+    "depth": frozenset({"levels", "interval_ms", "only_snapshots", "held_epoch", "held_sequence"}),
     "ticker": frozenset({"interval_ms"}),
     "trades": frozenset({"from_trade_number"}),
     "candles": frozenset({"interval", "interval_ms"}),
     "status": frozenset[str](),
-    "orders": frozenset[str](),
+    "orders": frozenset({"held_epoch", "held_position"}),
     "heartbeat": frozenset[str](),
 }
+HELD_FIELDS: Final = {"depth": "held_sequence", "orders": "held_position"}
+"""What a returning client names beside `held_epoch`, by channel."""
 _FIELDS: Final = {
     "subscribe": frozenset({"op", "id", "channel", "pairs"}),
     "unsubscribe": frozenset({"op", "id", "channel", "pairs", "interval"}),
@@ -60,7 +62,8 @@ class Subscribe(NamedTuple):
     id: Id
     spec: Spec
     pairs: tuple[str, ...]
-    from_trade_number: int = 0
+    place: Place | None = None
+    """Where to go on; None: from now."""
 
 
 class Unsubscribe(NamedTuple):
@@ -152,8 +155,13 @@ def _request(
             f"one of {', '.join(tier.channels)} for the tier {tier.name}",
             Code.PERMISSION_DENIED,
         )
-    number = _from_trade_number(content) if channel == "trades" else 0
-    return Subscribe(request_id, _spec(channel, content, tier), _pairs(content, pairs), number)
+    asked = _pairs(content, pairs)
+    place: Place | None = None
+    if channel == "trades":
+        place = _from_trade_number(content) or None
+    elif channel in HELD_FIELDS:
+        place = _held(content, HELD_FIELDS[channel], asked)
+    return Subscribe(request_id, _spec(channel, content, tier), asked, place)
 
 
 def _spec(channel: str, content: Mapping[str, Any], tier: Tier) -> Spec:
@@ -249,6 +257,23 @@ def _from_trade_number(content: Mapping[str, Any]) -> int:
         limit = "the number of a trade, from 1"
         raise _refused("TRADE_NUMBER_OUT_OF_RANGE", "from_trade_number", given, limit)
     return int(given)
+
+
+def _held(content: Mapping[str, Any], field: str, pairs: tuple[str, ...]) -> tuple[int, int] | None:
+    """Return what a returning client took last of its one pair: the epoch, and `field`."""
+    names = ("held_epoch", field)
+    if not any(name in content for name in names):
+        return None
+    for name in names:
+        given: Any = content.get(name)
+        least = 1 if name == "held_epoch" else 0
+        if not _is_whole(given) or not least <= given < NUMBER_LIMIT:
+            limit = f"a whole number from {least}, given together with {' and '.join(names)}"
+            raise _refused("FIELD_INVALID", name, given, limit)
+    if len(pairs) != 1:
+        limit = f"one pair with {field}: each pair has a place of its own"
+        raise _refused("PAIRS_INVALID", "pairs", ", ".join(pairs), limit)
+    return int(content["held_epoch"]), int(content[field])
 
 
 def _is_whole(given: object) -> bool:

@@ -23,6 +23,7 @@ from mdgateway.http.stream.fanout import Hub, Member
 from mdgateway.http.stream.frames import close_frame
 from mdgateway.http.stream.requests import (
     FULL_TEXT,
+    HELD_FIELDS,
     Authenticate,
     BadRequest,
     Id,
@@ -225,8 +226,10 @@ def _subscribed(request: Subscribe) -> bytes:
         fields["interval"] = Interval(spec.detail).text
     if spec.channel in {"depth", "ticker", "candles"}:
         fields["interval_ms"] = spec.interval_ms
-    if request.from_trade_number:
-        fields["from_trade_number"] = request.from_trade_number
+    if isinstance(request.place, int):
+        fields["from_trade_number"] = request.place
+    elif request.place is not None:
+        fields["held_epoch"], fields[HELD_FIELDS[spec.channel]] = request.place
     return _answer("subscribed", request.id, fields)
 
 
