@@ -34,7 +34,6 @@ from mdgateway.feed.records import (
     Heartbeat,
     OrderPart,
     OrderRun,
-    PairState,
     Place,
     Record,
     Topic,
@@ -320,7 +319,7 @@ class StatusSubscription(Subscription):
         if told == self._told:
             return None
         self._told = told
-        return self._shared(("state", state), lambda: _as_record(state))
+        return self._shared(("state", state), lambda: state)
 
 
 class OrderSubscription(Subscription):
@@ -495,7 +494,3 @@ class CandleSubscription(Subscription):
             (publication.history, revision, whole, first),
             lambda: CandleRun(*place, self._interval, found, whole),
         )
-
-
-def _as_record(state: PairState) -> Record:
-    return state

@@ -7,9 +7,12 @@ import pytest
 
 from exchange.refusal import Refused
 from exchange.v1 import market_data_pb2 as of
+from exchange.v1.stream_pb2 import Goodbye
 from mdgateway.config import GatewayConfig
 from mdgateway.feed.order_log import OrderLog
+from mdgateway.feed.protobuf import ProtobufEncoder
 from mdgateway.feed.requests import with_orders
+from mdgateway.feed.subscriptions import OrderSubscription
 from mdgateway.relay.orders import ToldOrders
 from mdgateway.relay.relay import Relay
 from tests.unit.market_data_desk import Desk
@@ -142,3 +145,33 @@ def test_a_relay_is_ready_when_it_knows_whether_there_are_orders(desk: Desk) -> 
     line.heal()
     line.carry()
     assert state_of(line.relay) == (True, "")
+
+
+def test_a_client_of_a_quicker_gateway_is_waited_for(desk: Desk) -> None:
+    config = GatewayConfig((INSTRUMENT.pair,), upstream="127.0.0.1:1", level_capacity=4_000)
+    line = Line(desk, desk.publisher, config)
+    line.connect()
+    line.carry()
+    desk.writer.add_order(1, 1, 90, 3)
+    desk.step()
+    log = desk.publisher.orders
+    assert log is not None
+    held = log.epoch, log.position
+    hopped = OrderSubscription(line.relay, ProtobufEncoder, held=held)
+    far = OrderSubscription(line.relay, ProtobufEncoder, held=(held[0], held[1] + log.capacity))
+    hopped.heartbeat_ns = far.heartbeat_ns = 0
+    assert hopped.take(desk.now_ns) is None
+    assert (
+        hopped.goodbye("DRAINING")
+        == of.StreamOrdersResponse(
+            goodbye=Goodbye(reason="DRAINING", resume_from=held[1])
+        ).SerializeToString()
+    ), "what was held is not lost by waiting"
+    assert of.StreamOrdersResponse.FromString(far.take(desk.now_ns) or b"").HasField("snapshot")
+    line.carry()
+    desk.writer.add_order(2, 1, 91, 3)
+    desk.step()
+    line.carry()
+    message = of.StreamOrdersResponse.FromString(hopped.take(desk.now_ns) or b"")
+    assert message.events.previous_position == held[1]
+    assert [event.order_number for event in message.events.events] == [2]
