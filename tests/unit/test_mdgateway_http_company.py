@@ -139,6 +139,9 @@ def test_binary_frames_end_the_connection(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+ROOT = Path(__file__).resolve().parents[2]
+
+
 async def shaken(door: Door, more: bytes) -> bytes:
     """Send a handshake and raw bytes after it; return all that comes until the end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
@@ -170,6 +173,10 @@ def test_giant_and_malformed_frames_end_with_a_code(
         rest = await shaken(door, frame)
         assert rest[0] == 0x88, rest
         assert struct.unpack("!H", rest[2:4]) == (code,)
+        # Nothing but this frame, and its reason is the one the documentation lists.
+        reason = rest[4:].decode("ascii")
+        assert rest[1] == 2 + len(reason)
+        assert f"| {code} | `{reason}` |" in (ROOT / "docs" / "market-data-http.md").read_text()
         door.writer.level(1, 101, 1)
         door.step()
         await follow(other, book, door.market.publications[PAIR].sequence)
@@ -182,8 +189,7 @@ def test_a_message_beyond_the_limit_is_too_big_compressed_or_not(tmp_path: Path)
         for compress in 0, 15:
             socket = await door.connect(compress=compress)
             await socket.inner.send_str("[" + " " * 100_000 + "]")
-            code, _ = await socket.end()
-            assert code == 1009
+            assert await socket.end() == (1009, "MESSAGE_TOO_BIG")
 
     run(tmp_path, test)
 

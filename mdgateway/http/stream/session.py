@@ -7,7 +7,7 @@ answers pile up. What strangers do wrong ends their connection with a code and h
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, cast
 
 from aiohttp import WSMsgType, web
@@ -46,6 +46,29 @@ SLOW_CONSUMER: Final = 4002
 TOO_MANY_MESSAGES: Final = 4003
 KEY_ENDED: Final = 4004
 UNSUPPORTED: Final = 1003
+BROKEN: Final = {1002: "PROTOCOL_ERROR", 1007: "TEXT_INVALID", 1009: "MESSAGE_TOO_BIG"}
+"""What the library itself finds wrong with frames; it names only the code."""
+LINGER_S: Final = 1
+"""How long what still comes is thrown away after frames that cannot be read any further."""
+
+
+class _Socket(web.WebSocketResponse):
+    """A WebSocket whose ends all have a name, also those that the library decides on."""
+
+    def __init__(self, config: HttpConfig, broken: Callable[[int], Awaitable[None]]) -> None:
+        super().__init__(
+            max_msg_size=config.message_limit_bytes,
+            heartbeat=config.ping_interval_s,
+            autoclose=False,
+        )
+        self._broken = broken
+
+    async def close(self, *, code: int = 1000, message: bytes = b"", drain: bool = True) -> bool:
+        """Close the WebSocket."""
+        if code not in BROKEN:
+            return await super().close(code=code, message=message, drain=drain)
+        await self._broken(code)
+        return True
 
 
 class Session:
@@ -58,11 +81,7 @@ class Session:
         self._admission = admission
         self._config = config
         self._request = request
-        self._socket = web.WebSocketResponse(
-            max_msg_size=config.message_limit_bytes,
-            heartbeat=config.ping_interval_s,
-            autoclose=False,
-        )
+        self._socket = _Socket(config, self._broken)
         self._member: Member
         self._bucket: Bucket
         self._refused_in_a_row = 0
@@ -121,6 +140,13 @@ class Session:
         member.ending = True
         member.changed.set()
         self._cut = asyncio.get_running_loop().call_later(CLOSING_S, self._abort)
+
+    async def _broken(self, code: int) -> None:
+        """Close a connection whose frames cannot be read any further."""
+        self.end(code, BROKEN[code])
+        # Whoever sends a giant is still sending: with something unread in it the connection's end
+        # would take the close frame back.
+        await asyncio.sleep(LINGER_S)
 
     def _abort(self) -> None:
         transport = self._request.transport
