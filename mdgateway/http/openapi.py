@@ -185,7 +185,14 @@ _REFUSED: Final = {
 }
 
 
-def _get(summary: str, schema: Schema, *parameters: Schema) -> Schema:
+_NO_METHOD: Final = {
+    **_REFUSED,
+    "description": "Refused: any other method than GET and HEAD.",
+    "headers": {"Allow": {"description": "GET, HEAD", "schema": _TEXT}},
+}
+
+
+def _get(name: str, summary: str, schema: Schema, *parameters: Schema) -> Schema:
     answers: Schema = {
         "200": {
             "description": "The answer, with an ETag.",
@@ -194,23 +201,39 @@ def _get(summary: str, schema: Schema, *parameters: Schema) -> Schema:
         "304": {"description": "Nothing happened since the answer with the ETag given."},
     }
     codes = ("400", "401", "404", "429", "503")
-    operation: Schema = {"summary": summary, "responses": answers | dict.fromkeys(codes, _REFUSED)}
+    refused = dict.fromkeys(codes, _REFUSED) | {"405": _NO_METHOD}
+    operation: Schema = {"summary": summary, "responses": answers | refused}
     if parameters:
         operation["parameters"] = list(parameters)
-    return {"get": operation}
+    return {
+        "get": {"operationId": f"get{name}", **operation},
+        "head": {"operationId": f"head{name}", **operation, "responses": _bodiless(operation)},
+    }
+
+
+def _bodiless(operation: Schema) -> Schema:
+    answers = {"200": {"description": "The headers of the answer, with an ETag."}}
+    named = {
+        code: {"description": one["description"]} for code, one in operation["responses"].items()
+    }
+    return named | answers
 
 
 PATHS: Final[dict[str, Schema]] = {
-    "/v1/instruments": _get("All pairs with their specification.", _ref("Instruments")),
-    "/v1/ticker": _get("The tickers of all pairs that have a book.", _ref("Tickers")),
-    "/v1/ticker/{pair}": _get("The ticker of a pair.", _ref("Ticker"), _PAIR),
+    "/v1/instruments": _get(
+        "Instruments", "All pairs with their specification.", _ref("Instruments")
+    ),
+    "/v1/ticker": _get("Tickers", "The tickers of all pairs that have a book.", _ref("Tickers")),
+    "/v1/ticker/{pair}": _get("Ticker", "The ticker of a pair.", _ref("Ticker"), _PAIR),
     "/v1/depth/{pair}": _get(
+        "Depth",
         "The best levels of a pair.",
         _ref("Depth"),
         _PAIR,
         _parameter("levels", "Levels a side.", minimum=1, maximum=1_000, default=20),
     ),
     "/v1/trades/{pair}": _get(
+        "Trades",
         "Trades, newest first.",
         _ref("Trades"),
         _PAIR,
@@ -218,6 +241,7 @@ PATHS: Final[dict[str, Schema]] = {
         _parameter("before", "Only trades with smaller numbers.", minimum=1),
     ),
     "/v1/candles/{pair}": _get(
+        "Candles",
         "Candles, oldest first: the newest ones before `to`.",
         _ref("Candles"),
         _PAIR,
@@ -225,14 +249,18 @@ PATHS: Final[dict[str, Schema]] = {
             "name": "interval",
             "in": "query",
             "description": "Length of a candle.",
-            "schema": {"enum": [interval.text for interval in Interval], "default": "1m"},
+            "schema": {
+                "type": "string",
+                "enum": [interval.text for interval in Interval],
+                "default": "1m",
+            },
         },
         _parameter("from", "First second, UTC, included.", minimum=0),
         _parameter("to", "Last second, UTC, not included.", minimum=0),
         _parameter("limit", "Most candles wanted.", minimum=1, maximum=1_000, default=500),
     ),
-    "/v1/status": _get("What each pair accepts and how its engine is.", _ref("Status")),
-    "/v1/openapi.json": _get("This document.", {"type": "object"}),
+    "/v1/status": _get("Status", "What each pair accepts and how its engine is.", _ref("Status")),
+    "/v1/openapi.json": _get("Document", "This document.", {"type": "object"}),
 }
 
 

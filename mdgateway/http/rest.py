@@ -26,7 +26,10 @@ from mdgateway.http.openapi import document
 from mdgateway.http.stream.requests import candle_interval
 from mdgateway.keys.tiers import Tier
 
-KEPT_ANSWERS: Final = 512
+KEPT_BYTES: Final = 16 << 20
+"""What answers that are kept may take; the largest page of trades has an eighth of a megabyte."""
+ANSWER_BYTES: Final = 1_024
+"""What an answer takes beside its content."""
 PAGE_LIMIT: Final = 1_000
 DEFAULT_TRADES: Final = 100
 DEFAULT_CANDLES: Final = 500
@@ -38,6 +41,7 @@ WORTH_COMPRESSING_BYTES: Final = 1_024
 MINUTE_NS: Final = 60 * SECOND_NS
 
 Query = Mapping[str, str]
+_Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
 class Page(NamedTuple):
@@ -56,6 +60,11 @@ class Answer:
     body: bytes
     _packed: bytes | None = field(default=None)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Return the most it takes: packed, too, which is not larger than the body."""
+        return 2 * len(self.body) + ANSWER_BYTES
+
     def packed(self) -> bytes | None:
         """Return the body as gzip, or None if that is not worth it."""
         if len(self.body) < WORTH_COMPRESSING_BYTES:
@@ -70,7 +79,9 @@ class Rest:
 
     def __init__(self, market: Market) -> None:
         self._market = market
-        self._kept: dict[tuple[str, tuple[tuple[str, str], ...]], Answer] = {}
+        self._kept: dict[_Key, Answer] = {}
+        self.kept_bytes = 0
+        """What the kept answers take, at most KEPT_BYTES."""
         self._openapi = dumps(document())
         self._start = secrets.token_hex(4)
         """What depends on what this process has seen or read is not what another one said."""
@@ -112,11 +123,16 @@ class Rest:
         kept = self._kept.get(key)
         if kept is None or kept.tag != page.tag:
             kept = Answer(page.tag, await page.make())
-            self._kept.pop(key, None)
-            self._kept[key] = kept
-            while len(self._kept) > KEPT_ANSWERS:
-                del self._kept[next(iter(self._kept))]
+            self._keep(key, kept)
         return kept
+
+    def _keep(self, key: _Key, answer: Answer) -> None:
+        """Keep an answer in place of the one before; the oldest go to make room for it."""
+        before = self._kept.pop(key, None)
+        self.kept_bytes += answer.kept_bytes - (before.kept_bytes if before else 0)
+        self._kept[key] = answer
+        while self.kept_bytes > KEPT_BYTES:
+            self.kept_bytes -= self._kept.pop(next(iter(self._kept))).kept_bytes
 
     # What concerns all pairs.
 
