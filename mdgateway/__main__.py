@@ -87,7 +87,7 @@ async def _serve(
         for publication in market.publications.values():
             publication.keep_candles(keeper.source_of(publication.pair))
     admission = admission_of(http)
-    service = service_of(market, GrpcGate(admission) if http.keys else None)
+    service = service_of(market, GrpcGate(admission))
     web = http_server(market, http, admission)
     try:
         port = await service.start()
@@ -97,6 +97,7 @@ async def _serve(
         print(f"mdgateway: cannot listen on {where}: {error}", file=sys.stderr)
         return 1
     print(f"mdgateway: {', '.join(config.pairs)} on {config.host}:{port}", flush=True)
+    print(f"mdgateway: without a key one has the tier {http.anonymous_tier}", flush=True)
     if http_port != NO_PORT:
         print(f"mdgateway: http://{http.host}:{http_port}/", flush=True)
     if run_folder is not None:

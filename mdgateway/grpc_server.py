@@ -4,8 +4,8 @@ Streams carry bytes that were encoded once for all, so they are registered witho
 stream whose client does not read stands still in one write and holds a few numbers; nothing is
 queued for it.
 
-The service knows no accounts: everything it shows is public. Where the gateway has keys, a gate
-stands before every call (``mdgateway.keys.gate``).
+The service knows no accounts: everything it shows is public. A gate stands before every call
+(``mdgateway.keys.gate``): what callers may ask for is the same at every door.
 """
 
 import time
@@ -237,8 +237,8 @@ def _parsed(kind: Any, content: bytes) -> Any:
         raise Refused(Refusal(Code.INVALID_ARGUMENT, "MESSAGE_UNREADABLE", message)) from None
 
 
-def handlers(server: MarketDataServer, gate: GrpcGate | None = None) -> grpc.GenericRpcHandler:
-    """Return the handlers of the service, behind a gate if there is one.
+def handlers(server: MarketDataServer, gate: GrpcGate) -> grpc.GenericRpcHandler:
+    """Return the handlers of the service, behind a gate.
 
     Requests are parsed here, so that bytes that are no message are refused like any other wrong
     request; the answers of streams pass through as they are.
@@ -247,8 +247,7 @@ def handlers(server: MarketDataServer, gate: GrpcGate | None = None) -> grpc.Gen
     def unary(behaviour: Any, request: Any, response: Any) -> Any:
         async def call(content: bytes, context: Context) -> Any:
             parsed = _parsed(request, content)
-            if gate is not None:
-                gate.fit(gate.admit(context), Channel.DEPTH, parsed)
+            gate.fit(gate.admit(context), Channel.DEPTH, parsed)
             return await behaviour(parsed, context)
 
         return grpc.unary_unary_rpc_method_handler(
@@ -257,10 +256,9 @@ def handlers(server: MarketDataServer, gate: GrpcGate | None = None) -> grpc.Gen
 
     def stream(behaviour: Any, request: Any, channel: Channel) -> Any:
         def guarded(content: bytes, context: Context) -> Answers:
-            assert gate is not None
             return gate.guarded(channel, _parsed(request, content), context, behaviour)
 
-        return grpc.unary_stream_rpc_method_handler(guarded if gate else behaviour)
+        return grpc.unary_stream_rpc_method_handler(guarded)
 
     return grpc.method_handlers_generic_handler(
         SERVICE,
@@ -289,8 +287,8 @@ def handlers(server: MarketDataServer, gate: GrpcGate | None = None) -> grpc.Gen
     )
 
 
-def service_of(market: Market, gate: GrpcGate | None = None) -> GrpcService:
-    """Return the gRPC service of a market, behind a gate if given; its port is never shared."""
+def service_of(market: Market, gate: GrpcGate) -> GrpcService:
+    """Return the gRPC service of a market, behind a gate; its port is never shared."""
     config = market.config
     options = ServerOptions(host=config.host, port=config.port, share_port=False, everybody=True)
     service = GrpcService(options, [SERVICE], [HEALTH_NAME])

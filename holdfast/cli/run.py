@@ -66,6 +66,9 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=1, help="what the flow's decisions come from")
     parser.add_argument("--seconds", type=int, help="stop by itself after so long")
     parser.add_argument("--instruments", type=Path, help="instrument file")
+    parser.add_argument(
+        "--market-data-keys", type=Path, help="market data key file; without one all is for all"
+    )
     parser.set_defaults(command=command)
 
 
@@ -88,6 +91,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
         given.durability,
         given.instruments,
         http_port=given.http_port or base + plans.HTTP_OFFSET,
+        market_data_keys=given.market_data_keys,
     ).validate()
 
 

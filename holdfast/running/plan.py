@@ -135,6 +135,8 @@ class Plan:
     """Folder of the shared memory segments."""
     http_port: int = 0
     """Of the gateway's page, REST and WebSocket; 0: none."""
+    market_data_keys: Path | None = None
+    """The gateway's key file; None: it has none, unless the environment names one."""
 
     def validate(self) -> Self:
         """Return self, or raise ValueError naming the first field that cannot work."""
@@ -153,6 +155,9 @@ class Plan:
                 raise ValueError(f"{name} is {port}, as is {same[0]}")
         if self.durability not in ("fsync", "os"):
             raise ValueError(f"durability is {self.durability!r}; it must be fsync or os")
+        keys = self.market_data_keys
+        if keys is not None and not keys.is_file():
+            raise ValueError(f"market_data_keys is {str(keys)!r}; it must be a key file")
         return self
 
     def ports(self) -> dict[str, int]:
@@ -203,6 +208,8 @@ class Plan:
                 given += ("--pair", one.pair)
             given += ("--port", str(self.market_data_port), *self._instruments())
             given += ("--http-port", str(self.http_port or -1))
+            if self.market_data_keys is not None:
+                given += ("--keys", str(self.market_data_keys))
             found.append(Process(MDGATEWAY, given, Stage.DOORS))
         return found
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from mdgateway.config import DEFAULT_PORT, InvalidSetting
 from mdgateway.keys.forwarding import Network, networks_of
-from mdgateway.keys.tiers import ANONYMOUS, TIERS
+from mdgateway.keys.tiers import ANONYMOUS, PROFESSIONAL, TIERS
 
 DEFAULT_HTTP_PORT: Final = 8852
 NO_PORT: Final = -1
@@ -26,7 +26,7 @@ class HttpConfig:
     keys: Path | None = None
     """Key file; None: no key is known and everybody is anonymous."""
     anonymous_tier: str = ANONYMOUS.name
-    """What callers without a key may have; another tier suits a house without strangers."""
+    """What callers without a key may have at every door."""
     trusted_proxies: tuple[Network, ...] = ()
     """Networks of proxies that are believed for whom they call, at this door and at gRPC's."""
     web: Path | None = None
@@ -94,7 +94,12 @@ def add_arguments(
     )
     parser.add_argument("--http-host", default=None, help="--host unless given")
     parser.add_argument("--keys", type=Path, default=keys, help="market data key file")
-    parser.add_argument("--anonymous-tier", choices=list(TIERS), default=ANONYMOUS.name)
+    parser.add_argument(
+        "--anonymous-tier",
+        choices=list(TIERS),
+        help=f"what one may have without a key: {ANONYMOUS.name} unless given, and"
+        f" {PROFESSIONAL.name}, which is everything, where there is no key file",
+    )
     parser.add_argument(
         "--trusted-proxy",
         action="append",
@@ -110,11 +115,13 @@ def http_config(arguments: argparse.Namespace) -> HttpConfig:
     """Return what the arguments say; raises InvalidSetting."""
     # A gateway that is told another gRPC port is one of several on its host.
     default = DEFAULT_HTTP_PORT if arguments.port == DEFAULT_PORT else 0
+    # Where nobody can have a key, as on a developer's machine, there is nothing to keep for keys.
+    tier = PROFESSIONAL if arguments.keys is None else ANONYMOUS
     return HttpConfig(
         host=arguments.http_host or arguments.host,
         port=default if arguments.http_port is None else arguments.http_port,
         keys=arguments.keys,
-        anonymous_tier=arguments.anonymous_tier,
+        anonymous_tier=arguments.anonymous_tier or tier.name,
         trusted_proxies=_networks(arguments.trusted_proxy or arguments.trusted_proxy_default),
         web=arguments.web,
     ).validate()

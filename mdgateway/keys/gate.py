@@ -1,7 +1,7 @@
 """The gate before the gRPC calls: whose key, how often, how many streams, how much of everything.
 
-It stands there only when a key file is given: a gateway without keys serves whoever reaches it. It
-decides before a call does anything, and counts with the same ``Admission`` as the other doors.
+It decides before a call does anything, by the same tiers and with the same ``Admission`` as the
+other doors.
 """
 
 import time

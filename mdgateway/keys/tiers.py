@@ -24,7 +24,7 @@ class Tier:
     messages_per_second: int
     """Messages a client may send on one connection; five seconds' worth may come at once."""
     requests_per_second: int
-    """REST requests; five seconds' worth may come at once."""
+    """Requests at any door; five seconds' worth may come at once."""
     level_limit: int
     """Most levels a side."""
     shortest_interval_ms: int

@@ -1,5 +1,6 @@
-"""The gate before the gRPC calls of a gateway that has keys, over real sockets."""
+"""The gate before the gRPC calls of a gateway, over real sockets."""
 
+import argparse
 import asyncio
 import contextlib
 import time
@@ -16,6 +17,8 @@ from exchange.service import refusal_in
 from exchange.v1 import market_data_pb2 as of
 from exchange.v1 import market_data_pb2_grpc
 from mdgateway.grpc_server import service_of
+from mdgateway.http.config import add_arguments, http_config
+from mdgateway.http.server import admission_of
 from mdgateway.keys.admission import GRPC_METADATA_KEY, Admission
 from mdgateway.keys.gate import GrpcGate
 from mdgateway.keys.key_file import Keyring, add_key, revoke_key
@@ -130,3 +133,58 @@ def test_a_key_opens_what_its_tier_has_until_it_ends(tmp_path: Path) -> None:
         assert (await refused(call))[:2] == (unauthenticated, "KEY_ENDED")
 
     run(tmp_path, test)
+
+
+@pytest.mark.parametrize("has_keys", [False, True])
+def test_every_door_gives_those_without_a_key_the_same(tmp_path: Path, has_keys: bool) -> None:
+    path = tmp_path / "keys.json"
+    add_key(path, "basic", time.time_ns())
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(host="127.0.0.1", port=0)
+    add_arguments(parser, {})
+    config = http_config(parser.parse_args(["--keys", str(path)] if has_keys else []))
+
+    async def grpc_gives(stub: Any) -> list[bool]:
+        calls = [
+            stub.StreamDepth(depth(level_count=-1), timeout=PATIENCE_S),
+            stub.StreamDepth(depth(level_count=500), timeout=PATIENCE_S),
+            stub.StreamDepth(depth(interval_ms=50), timeout=PATIENCE_S),
+            stub.StreamOrders(of.StreamOrdersRequest(pair=PAIR), timeout=PATIENCE_S),
+        ]
+        return [await _is_given(call) for call in calls]
+
+    async def websocket_gives(door: Door) -> list[bool]:
+        socket = await door.connect()
+        asked: list[dict[str, Any]] = [
+            {"channel": "depth", "levels": "full"},
+            {"channel": "depth", "levels": 500},
+            {"channel": "depth", "interval_ms": 50},
+            {"channel": "orders"},
+        ]
+        answers = [await socket.ask(op="subscribe", pairs=[PAIR], **one) for one in asked]
+        return [answer["type"] == "subscribed" for answer in answers]
+
+    async def main() -> None:
+        tier = config.anonymous_tier
+        async with open_door(tmp_path, gateway={"port": 0}, anonymous_tier=tier) as door:
+            service = service_of(door.market, GrpcGate(admission_of(config)))
+            port = await service.start()
+            try:
+                async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                    given = await grpc_gives(Stub(channel))
+            finally:
+                await service.drain()
+            assert given == await websocket_gives(door) == [not has_keys] * 4
+            status, _, _ = await door.get(f"/v1/depth/{PAIR}?levels=500")
+            assert (status == 200) is not has_keys
+
+    asyncio.run(main())
+
+
+async def _is_given(call: Any) -> bool:
+    with contextlib.suppress(aio.AioRpcError):
+        await call.read()
+        call.cancel()
+        return True
+    assert await call.code() is grpc.StatusCode.PERMISSION_DENIED
+    return False

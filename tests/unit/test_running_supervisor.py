@@ -24,6 +24,7 @@ from exchange.ownership import Field, Layout, Owned
 from holdfast.running import child as child_module
 from holdfast.running.child import Child, ProcessState, last_words
 from holdfast.running.plan import (
+    MDGATEWAY,
     MoneyPlan,
     PairPlan,
     Plan,
@@ -137,6 +138,18 @@ def plan(tmp_path: Path, segments: Path) -> QuickPlan:
         segments=str(segments),
         http_port=http,
     )
+
+
+def test_a_key_file_goes_to_the_gateway(tmp_path: Path, plan: QuickPlan) -> None:
+    keys = tmp_path / "keys.json"
+    with pytest.raises(ValueError, match=r"keys\.json'; it must be a key file"):
+        replace(plan, market_data_keys=keys).validate()
+    keys.write_text('{"keys": []}')
+    for given, wanted in ((keys, ("--keys", str(keys))), (None, ())):
+        started = Plan.first(replace(plan, market_data_keys=given).validate())
+        [gateway] = [one for one in started if one.name == MDGATEWAY]
+        at = gateway.arguments.index("--http-port") + 2
+        assert gateway.arguments[at:] == wanted
 
 
 def alive(pid: int) -> bool:
