@@ -7,85 +7,16 @@ import http.client
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from exchange.book_layout import EVENT_LEVEL
 from mdgateway.feed.candles import Candle, CandlePage, Interval
-from mdgateway.http.openapi import PATHS, SCHEMAS, document
-from mdgateway.http.rest import KEPT_BYTES
 from mdgateway.keys.key_file import add_key
 from tests.unit.market_data_door import PAIR, PATIENCE_S, Door, Json, raw_socket, run, tier, turns
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def conforms(value: Any, schema: Json) -> bool:
-    """Say whether a value is what a schema of the document promises, no field more or less."""
-    if "$ref" in schema:
-        return conforms(value, SCHEMAS[schema["$ref"].rpartition("/")[2]])
-    if "oneOf" in schema:
-        return any(conforms(value, one) for one in schema["oneOf"])
-    kinds = schema.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    if isinstance(value, bool):
-        return "boolean" in kinds
-    if isinstance(value, dict):
-        properties = schema.get("properties")
-        if properties is None:
-            return True
-        same = set(value) == set(properties)
-        return same and all(conforms(value[name], properties[name]) for name in properties)
-    if isinstance(value, list):
-        if "prefixItems" in schema:
-            parts = schema["prefixItems"]
-            return len(value) == len(parts) and all(map(conforms, value, parts))
-        return all(conforms(one, schema["items"]) for one in value)
-    names = {str: "string", int: "integer", type(None): "null"}
-    return names[type(value)] in kinds
-
-
-def test_every_path_answers_as_its_document_says(tmp_path: Path) -> None:
-    async def test(door: Door) -> None:
-        for number in range(5):
-            door.writer.trade(1 + number % 2, 100, 3)
-        door.step()
-        assert await door.get_json("/v1/openapi.json") == document()
-        for path, operations in PATHS.items():
-            answer = await door.get_json(path.replace("{pair}", PAIR))
-            success = operations["get"]["responses"]["200"]
-            schema = success["content"]["application/json"]["schema"]
-            assert conforms(answer, schema), (path, answer)
-        for name in "Ticker", "Depth", "Refusal":
-            assert not conforms({"pair": PAIR}, SCHEMAS[name]), "the comparison can fail"
-
-    run(tmp_path, test, candles=True)
-
-
-def test_the_document_is_whole(tmp_path: Path) -> None:
-    operations = [(path, method, one) for path, of in PATHS.items() for method, one in of.items()]
-    assert {method for _, method, _ in operations} == {"get", "head"}
-    names = [one["operationId"] for _, _, one in operations]
-    assert len(set(names)) == len(names) == 2 * len(PATHS)
-    for _, _, one in operations:
-        for parameter in one.get("parameters", ()):
-            assert parameter["schema"]["type"] in {"string", "integer"}, parameter
-
-    async def test(door: Door) -> None:
-        for path, method, one in operations:
-            url = path.replace("{pair}", PAIR)
-            status, _, body = await door.get(url, method=method.upper())
-            assert str(status) in one["responses"]
-            assert bool(body) == ("content" in one["responses"][str(status)])
-            status, headers, body = await door.get(url, method="PUT")
-            said = one["responses"][str(status)]
-            assert set(said["headers"] if method == "get" else ()) <= set(headers)
-            assert conforms(json.loads(body), SCHEMAS["Refusal"])
-
-    run(tmp_path, test, candles=True)
 
 
 def test_depth_is_the_book_as_deep_as_asked(tmp_path: Path) -> None:
@@ -329,49 +260,6 @@ def test_what_is_refused_counts_like_everything_else(
     add_key(tmp_path / "keys.json", "basic", 0)
     rare = tier("professional", requests_per_second=1)
     run(tmp_path, test, tiers=rare, keys=tmp_path / "keys.json")
-
-
-def test_kept_answers_are_bounded_by_what_they_take(tmp_path: Path) -> None:
-    async def test(door: Door) -> None:
-        for number in range(500):
-            door.writer.trade(1, 100, number + 1)
-        door.step()
-        kept, most = door.server._rest, 0
-        for before in range(502, 302, -1):
-            path = f"/v1/trades/{PAIR}?limit=1000&before={before}"
-            answer = await door.get_json(path)
-            assert len(answer["trades"]) == before - 1 - (before == 502)
-            most = max(most, kept.kept_bytes)
-            assert kept.kept_bytes == sum(one.kept_bytes for one in kept._kept.values())
-        assert KEPT_BYTES - 300_000 < most <= KEPT_BYTES
-        newest = door.server._rest._kept[f"trades/{PAIR}", (("before", "303"), ("limit", "1000"))]
-        assert json.loads(newest.body) == answer
-
-    run(tmp_path, test)
-
-
-def test_no_tag_outlives_what_it_stands_for(tmp_path: Path) -> None:
-    paths = "instruments", f"depth/{PAIR}", f"trades/{PAIR}", f"ticker/{PAIR}"
-    told: list[dict[str, str]] = []
-
-    async def test(door: Door) -> None:
-        publication = door.market.publications[PAIR]
-        if told:
-            # The gateway was started anew with another price step and other fees.
-            other = replace(publication.instrument, tick_quote_units=2_000_000, taker_fee_ppm=7)
-            publication.instrument = other.validate()
-        tags = {}
-        for path in paths:
-            known = {"If-None-Match": told[0][path]} if told else {}
-            status, headers, _ = await door.get(f"/v1/{path}", known)
-            assert status == 200, path
-            tags[path] = headers["ETag"]
-            status, _, _ = await door.get(f"/v1/{path}", {"If-None-Match": headers["ETag"]})
-            assert status == 304, path
-        told.append(tags)
-
-    run(tmp_path, test)
-    run(tmp_path, test)
 
 
 def test_a_tier_bounds_depth(tmp_path: Path) -> None:
