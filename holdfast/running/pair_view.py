@@ -126,6 +126,8 @@ class PairScreen:
         first = Text(f"{self.pair}  ", style="bold", no_wrap=True, overflow="ellipsis")
         second = Text(no_wrap=True, overflow="ellipsis", style="dim")
         if self.ticker is not None:
+            word, style = _condition(self.ticker)
+            first.append(f"{word}  ", style=style)
             first.append(f"last {self.ticker.last_trade.price or 'none'}")
             first.append(f"   day {self.ticker.day_low} to {self.ticker.day_high}", style="dim")
             second.append(f"24 h volume {self.ticker.volume_24h}, {self.ticker.turnover_24h} quote")
@@ -189,6 +191,21 @@ class PairScreen:
         if counts:
             text.append(f"  ({', '.join(counts)})", style="yellow")
         return text
+
+
+def _condition(ticker: market_data_pb2.Ticker) -> tuple[str, str]:
+    """Return in a word what the pair accepts, and its style; what keeps out more goes first."""
+    status, state = ticker.status, ticker.engine_state
+    if state == enums_pb2.ENGINE_STATE_UNSPECIFIED:
+        return "no engine", "bold red"
+    if status == enums_pb2.PAIR_STATUS_HALTED:
+        return "halted", "bold red"
+    if state != enums_pb2.ENGINE_STATE_READY:
+        name = enums_pb2.EngineState.Name(state).removeprefix("ENGINE_STATE_")
+        return name.lower().replace("_", " "), "bold yellow"
+    if status == enums_pb2.PAIR_STATUS_CANCEL_ONLY:
+        return "cancel only", "bold yellow"
+    return "open", "green"
 
 
 def _level(level: Level | None) -> tuple[str, str, str]:

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from exchange.v1 import market_data_pb2
+from exchange.v1 import enums_pb2, market_data_pb2
 from holdfast.running.pair_view import PAIR_LINES, PairScreen
 
 
@@ -30,7 +30,32 @@ def test_the_figures_are_the_tickers() -> None:
         day_high="64100.00",
         volume_24h="12.50000",
         turnover_24h="798000.00",
+        status=enums_pb2.PAIR_STATUS_OPEN,
+        engine_state=enums_pb2.ENGINE_STATE_READY,
     )
     first, second, *_ = shown(PairScreen("BTC-USDT", ticker=ticker), 3)
-    assert first.split() == ["BTC-USDT", "last", "64000.10", "day", "62900.00", "to", "64100.00"]
+    assert first.strip() == "BTC-USDT  open  last 64000.10   day 62900.00 to 64100.00"
     assert second.strip() == "24 h volume 12.50000, 798000.00 quote"
+
+
+@pytest.mark.parametrize(
+    ("status", "engine_state", "words"),
+    [
+        ("OPEN", "READY", "open"),
+        ("CANCEL_ONLY", "READY", "cancel only"),
+        ("HALTED", "READY", "halted"),
+        ("HALTED", "CLOSING", "halted"),
+        ("OPEN", "CLOSING", "closing"),
+        ("CANCEL_ONLY", "JOURNAL_BLOCKED", "journal blocked"),
+        ("HALTED", "UNSPECIFIED", "no engine"),
+    ],
+)
+def test_the_first_line_says_what_the_pair_accepts(
+    status: str, engine_state: str, words: str
+) -> None:
+    ticker = market_data_pb2.Ticker(
+        status=enums_pb2.PairStatus.Value(f"PAIR_STATUS_{status}"),
+        engine_state=enums_pb2.EngineState.Value(f"ENGINE_STATE_{engine_state}"),
+    )
+    first, *_ = shown(PairScreen("BTC-USDT", ticker=ticker), 3)
+    assert first.startswith(f"BTC-USDT  {words}  last none")
