@@ -61,6 +61,13 @@ export class Book {
   sortedAsks() {
     return [...this.asks].sort((a, b) => a[0] - b[0]);
   }
+
+  /** Return the best price of each side, null where there is none. */
+  best() {
+    const bid = Math.max(...this.bids.keys());
+    const ask = Math.min(...this.asks.keys());
+    return { bid: Number.isFinite(bid) ? bid : null, ask: Number.isFinite(ask) ? ask : null };
+  }
 }
 
 /**

@@ -8,24 +8,25 @@ import {
   CandlestickSeries,
   ColorType,
   HistogramSeries,
-  createChart,
+  createChartEx,
 } from "./vendor/lightweight-charts.mjs";
-import { decimalsOf } from "./decimals.js";
+import { ChartClock } from "./chart_clock.js";
+import { decimalsOf, spaced, text } from "./decimals.js";
+import { write } from "./ladder.js";
 
 const NEAR_THE_LEFT_END = 20;
 
 export class CandleChart {
-  /** `older` is asked for candles before a second; it returns a promise of them, oldest first. */
-  constructor(element, older) {
+  /**
+   * `older` is asked for candles before a second; it returns a promise of them, oldest first, or of
+   * null if they cannot be had now. `legend` is told the candle under the pointer, or the newest.
+   */
+  constructor(element, legend, older) {
     this.element = element;
+    this.legend = legend;
     this.older = older;
-    this.chart = createChart(element, {
-      autoSize: true,
-      layout: { attributionLogo: false, fontFamily: "inherit" },
-      timeScale: { timeVisible: true, secondsVisible: true, rightOffset: 4, barSpacing: 9 },
-      rightPriceScale: { borderVisible: false },
-      localization: { locale: "en-GB" },
-    });
+    this.clock = new ChartClock();
+    this.chart = createChartEx(element, this.clock, this.options());
     this.candles = this.chart.addSeries(CandlestickSeries, { borderVisible: false });
     this.volume = this.chart.addSeries(HistogramSeries, {
       priceScaleId: "volume",
@@ -35,11 +36,38 @@ export class CandleChart {
     });
     this.chart.priceScale("volume").applyOptions({ scaleMargins: { top: 0.8, bottom: 0 } });
     this.chart.timeScale().subscribeVisibleLogicalRangeChange((range) => this.reach(range));
+    this.chart.subscribeCrosshairMove(({ logical }) => this.point(logical));
     this.clear();
   }
 
-  clear() {
+  options() {
+    const tickMarkFormatter = (time, type) => this.clock.mark(time, type);
+    return {
+      autoSize: true,
+      layout: { attributionLogo: false, fontFamily: "inherit" },
+      timeScale: {
+        timeVisible: true,
+        secondsVisible: true,
+        rightOffset: 4,
+        barSpacing: 9,
+        uniformDistribution: true,
+        tickMarkFormatter,
+      },
+      rightPriceScale: { borderVisible: false, entireTextOnly: true },
+      localization: {
+        locale: "en-GB",
+        // The library wants to know it, though moments are written by the formatter.
+        dateFormat: "dd MMM yyyy",
+        timeFormatter: (time) => this.clock.moment(time),
+      },
+    };
+  }
+
+  /** Forget all candles; what comes next is of this interval. */
+  clear(interval = "") {
+    this.clock.wholeDays = /[dw]$/.test(interval);
     this.rows = [];
+    this.pointed = null;
     this.complete = false;
     this.fetching = false;
     this.show();
@@ -88,8 +116,9 @@ export class CandleChart {
 
   show() {
     if (this.rows.length) {
-      const precision = decimalsOf(this.rows[0].close);
-      const priceFormat = { type: "price", precision, minMove: 10 ** -precision };
+      const decimals = decimalsOf(this.rows[0].close);
+      const formatter = (price) => text(Math.round(price * 10 ** decimals), decimals);
+      const priceFormat = { type: "custom", formatter, minMove: 10 ** -decimals };
       this.candles.applyOptions({ priceFormat });
     }
     this.candles.setData(this.rows.map(bar));
@@ -97,16 +126,26 @@ export class CandleChart {
     this.describe();
   }
 
-  /** Say the newest candle in words, for those who do not see the picture. */
+  point(logical) {
+    this.pointed = logical ?? null;
+    this.describe();
+  }
+
+  /** Say the newest candle in words, for those who do not see the picture, and fill the legend. */
   describe() {
     const { open, high, low, close, volume } = this.rows.at(-1) ?? {};
-    const words = `newest: open ${open}, high ${high}, low ${low}, close ${close}, volume ${volume}`;
+    const words =
+      `newest: open ${open}, high ${high}, low ${low}, close ${close}, volume ${volume}`;
     this.element.setAttribute("aria-label", close ? `Candles, ${words}` : "Candles, none yet");
+    const shown = this.rows[this.pointed] ?? this.rows.at(-1);
+    for (const place of this.legend.children) {
+      write(place.lastElementChild, shown ? spaced(shown[place.dataset.of]) : "–");
+      place.dataset.side = shown ? sideOf(shown) : "";
+    }
   }
 
   column(candle) {
-    const rose = Number(candle.close) >= Number(candle.open);
-    const colour = rose ? this.colours?.bid : this.colours?.ask;
+    const colour = sideOf(candle) === "buy" ? this.colours?.bid : this.colours?.ask;
     return { time: candle.start_s, value: Number(candle.volume), color: `${colour}66` };
   }
 
@@ -115,19 +154,20 @@ export class CandleChart {
     if (this.complete || this.fetching) return;
     this.fetching = true;
     const rows = this.rows;
-    try {
-      const older = await this.older(rows[0].start_s);
-      // Another pair or interval may have been chosen meanwhile.
-      if (rows !== this.rows) return;
-      this.complete = !older.length;
-      if (older.length) {
-        this.rows = [...older, ...rows];
-        this.show();
-      }
-    } finally {
-      this.fetching = false;
+    const older = await this.older(rows[0].start_s);
+    this.fetching = false;
+    // Another pair or interval may have been chosen meanwhile.
+    if (rows !== this.rows || older === null) return;
+    this.complete = !older.length;
+    if (older.length) {
+      this.rows = [...older, ...rows];
+      this.show();
     }
   }
+}
+
+function sideOf(candle) {
+  return Number(candle.close) >= Number(candle.open) ? "buy" : "sell";
 }
 
 function bar(candle) {

@@ -15,13 +15,16 @@ const PING_MS = 2_000;
 export class Connection {
   /**
    * @param {string} url
-   * @param {(message: object) => void} onMessage
-   * @param {(state: "connecting"|"live"|"lost", latencyMs: number|null) => void} onState
+   * @param {object} told
+   * @param {(message: object) => void} told.onMessage
+   * @param {(state: "live"|"lost"|"refused", sentence: string) => void} told.onState
+   * @param {(latencyMs: number) => void} told.onLatency
+   * @param {() => Promise<{message: string, pauseMs: number}|null>} told.explain asked why a
+   *   connection could not be opened; null: nobody answers
    */
-  constructor(url, onMessage, onState) {
+  constructor(url, told) {
     this.url = url;
-    this.onMessage = onMessage;
-    this.onState = onState;
+    this.told = told;
     this.wanted = new Map();
     this.pauseMs = FIRST_PAUSE_MS;
     this.socket = null;
@@ -54,11 +57,12 @@ export class Connection {
   }
 
   open() {
-    this.onState("connecting", null);
     const socket = new WebSocket(this.url);
+    let opened = false;
     this.socket = socket;
     this.heardMs = performance.now();
     socket.onopen = () => {
+      opened = true;
       for (const request of this.wanted.values()) this.send({ op: "subscribe", ...request() });
       this.ping();
     };
@@ -66,19 +70,19 @@ export class Connection {
       if (socket === this.socket) this.hear(JSON.parse(event.data));
     };
     socket.onclose = () => {
-      if (socket === this.socket) this.lose();
+      if (socket === this.socket) this.lose(opened);
     };
   }
 
   hear(message) {
     this.heardMs = performance.now();
     this.pauseMs = FIRST_PAUSE_MS;
-    if (message.type === "pong") {
-      const latencyMs = performance.now() - (this.pinged.get(message.id) ?? performance.now());
-      this.pinged.clear();
-      this.onState("live", latencyMs);
-    } else {
-      this.onMessage(message);
+    this.told.onState("live", "");
+    if (message.type !== "pong") {
+      this.told.onMessage(message);
+    } else if (this.pinged.has(message.id)) {
+      this.told.onLatency(this.heardMs - this.pinged.get(message.id));
+      this.pinged.delete(message.id);
     }
   }
 
@@ -91,16 +95,20 @@ export class Connection {
   look() {
     if (this.socket && performance.now() - this.heardMs > SILENCE_MS) {
       const socket = this.socket;
-      this.lose();
+      this.lose(true);
       socket.close();
     }
   }
 
-  lose() {
+  async lose(opened) {
     this.socket = null;
     this.pinged.clear();
-    this.onState("lost", null);
-    setTimeout(() => this.open(), this.pauseMs);
+    const refusal = opened ? null : await this.told.explain();
+    if (refusal) this.told.onState("refused", refusal.message);
+    else this.told.onState("lost", "");
+    // Not all pages of a gateway that restarts come back at the same moment.
+    const pauseMs = Math.max(this.pauseMs, refusal?.pauseMs ?? 0) * (0.5 + Math.random());
+    setTimeout(() => this.open(), pauseMs);
     this.pauseMs = Math.min(2 * this.pauseMs, LONGEST_PAUSE_MS);
   }
 }

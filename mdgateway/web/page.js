@@ -2,22 +2,27 @@
  * The page: which pair and interval, and who draws what of the messages.
  *
  * Messages change what is known; drawing happens at most ten times a second and only of what
- * changed. While the line is dead everything stays, marked as stale.
+ * changed. While the line is dead everything stays, marked as stale. What is known is of one pair:
+ * choosing another one forgets it, and messages of any other pair are passed over.
  */
 
 import { Book } from "./book.js";
 import { CandleChart } from "./candle_chart.js";
 import { Connection } from "./connection.js";
-import { brief, decimalsOf, spaced, text, whole } from "./decimals.js";
-import { drawDepth } from "./depth_chart.js";
-import { Ladder, write } from "./ladder.js";
-import { Tape } from "./tape.js";
+import { decimalsOf, spaced, text, whole } from "./decimals.js";
+import { DepthChart } from "./depth_chart.js";
+import { Ladder, spreadOf, write } from "./ladder.js";
+import { marketWords } from "./market_words.js";
+import { asked, whyNoStream } from "./rest.js";
+import { Strip } from "./strip.js";
+import { TAPE_ROWS, Tape } from "./tape.js";
 import { startTheme } from "./theme.js";
 
 const INTERVALS = ["1s", "1m", "5m", "15m", "1h", "4h", "1d", "1w"];
 const GROUPS = [1, 10, 100, 1_000, 10_000];
 const DEPTH_LEVELS = 100;
 const FRAME_MS = 100;
+const CHANNELS = ["status", "depth", "ticker", "trades", "candles"];
 
 const byId = (id) => document.getElementById(id);
 const field = (name) => document.querySelector(`[data-field="${name}"]`);
@@ -29,29 +34,39 @@ const state = {
   instruments: new Map(),
   book: new Book(),
   ticker: null,
+  /** The pair's message of the status channel; null until it comes on this connection. */
+  status: null,
+  /** What the last notice said about an engine that is not there. */
+  downReason: "",
+  link: { state: "connecting", sentence: "" },
   colours: {},
-  status: "connecting",
-  engineDown: "",
   dirty: { book: false, ticker: false, tape: false },
 };
 
-const ladder = new Ladder(byId("asks"), byId("bids"), field("spread"));
-const tape = new Tape(byId("trades"));
-const chart = new CandleChart(byId("chart"), olderCandles);
+const ladder = new Ladder(byId("ladder"));
+const tape = new Tape(byId("trades"), field("zone"));
+const strip = new Strip(byId("strip"));
+const depthChart = new DepthChart(byId("depth-chart"), byId("depth-readout"));
+const chart = new CandleChart(byId("chart"), byId("legend"), olderCandles);
 const address = new URL("v1/stream", document.baseURI);
 address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
-const connection = new Connection(address.href, take, showState);
+const connection = new Connection(address.href, {
+  onMessage: take,
+  onState: takeLink,
+  onLatency: (ms) => write(field("latency"), `${ms.toFixed(ms < 10 ? 1 : 0)} ms`),
+  explain: whyNoStream,
+});
 
 // What comes in.
 
 const TAKERS = {
+  status: takeStatus,
   depth: takeDepth,
   ticker: (message) => {
     state.ticker = message;
     state.dirty.ticker = true;
   },
   trades: (message) => {
-    if (message.type !== "trades") return;
     tape.take(message.trades);
     state.dirty.tape = true;
   },
@@ -61,31 +76,53 @@ const TAKERS = {
 };
 
 function take(message) {
+  if (message.type === "refused") console.error(message.message);
+  if (message.pair !== state.pair) return;
   if (message.type === "notice") {
-    state.engineDown = message.notice === "engine_down" ? message.message : "";
-    showConnection();
+    if (message.notice === "engine_down") state.downReason = message.message;
+    showCondition();
   } else if (message.type === "ended") {
-    subscribeTrades();
-  } else if (message.type === "refused") {
-    console.error(message.message);
-  } else if (message.pair === state.pair) {
+    // Too many trades were missed to be told: begin with the newest ones there are.
+    forgetStatus();
+    subscribeStatus();
+  } else {
     TAKERS[message.channel]?.(message);
   }
 }
 
+function takeStatus(message) {
+  // A first status, or one of another epoch: trade numbers may have begun anew.
+  if (state.status?.epoch !== message.epoch) beginTape(message.trade_number);
+  state.status = message;
+  showCondition();
+}
+
 function takeDepth(message) {
-  if (message.type !== "snapshot" && message.type !== "update") return;
-  if (!state.book.take(message)) subscribeDepth();
+  const known = state.book.known;
+  if (!state.book.take(message) && known) subscribeDepth();
   state.dirty.book = true;
+}
+
+function takeLink(link, sentence) {
+  if (link === state.link.state && sentence === state.link.sentence) return;
+  state.link = { state: link, sentence };
+  if (link !== "live") {
+    write(field("latency"), "");
+    forgetStatus();
+  }
+  showCondition();
 }
 
 async function olderCandles(before) {
   const path = `v1/candles/${state.pair}?interval=${state.interval}&to=${before}&limit=500`;
-  const answer = await fetch(path);
-  return answer.ok ? (await answer.json()).candles : [];
+  return (await asked(path))?.candles ?? null;
 }
 
 // What is asked for.
+
+function subscribeStatus() {
+  connection.subscribe("status", () => ({ channel: "status", pairs: [state.pair] }));
+}
 
 function subscribeDepth() {
   connection.subscribe("depth", () => ({
@@ -96,11 +133,11 @@ function subscribeDepth() {
   }));
 }
 
-function subscribeTrades() {
-  connection.subscribe("trades", () => ({
-    channel: "trades",
+function subscribeTicker() {
+  connection.subscribe("ticker", () => ({
+    channel: "ticker",
     pairs: [state.pair],
-    ...(tape.newest ? { from_trade_number: tape.newest + 1 } : {}),
+    interval_ms: 250,
   }));
 }
 
@@ -112,98 +149,120 @@ function subscribeCandles() {
   }));
 }
 
-async function choosePair(pair) {
-  for (const name of ["depth", "ticker", "trades", "candles"]) connection.unsubscribe(name);
+/** Fill the tape from the newest trade backwards and go on from there. */
+function beginTape(newest) {
+  tape.clear();
+  state.dirty.tape = true;
+  connection.subscribe("trades", () => ({
+    channel: "trades",
+    pairs: [state.pair],
+    from_trade_number: Math.max(1, newest - TAPE_ROWS + 1),
+  }));
+}
+
+/** Forget what the pair's status was; the trades are asked for when it comes again. */
+function forgetStatus() {
+  connection.unsubscribe("trades");
+  state.status = null;
+}
+
+function choosePair(pair) {
+  for (const name of CHANNELS) connection.unsubscribe(name);
   state.pair = pair;
-  state.ticker = null;
+  state.status = state.ticker = null;
+  state.downReason = "";
   state.book.clear();
   tape.clear();
-  chart.clear();
+  chart.clear(state.interval);
+  state.dirty = { book: true, ticker: true, tape: true };
   history.replaceState(null, "", `#${pair}`);
   byId("pair").value = pair;
   offerGroups();
+  showCondition();
+  subscribeStatus();
   subscribeDepth();
-  connection.subscribe("ticker", () => ({ channel: "ticker", pairs: [pair], interval_ms: 250 }));
+  subscribeTicker();
   subscribeCandles();
-  const answer = await fetch(`v1/trades/${pair}?limit=40`);
-  if (pair !== state.pair) return;
-  if (answer.ok) tape.take((await answer.json()).trades.reverse());
-  state.dirty.tape = true;
-  subscribeTrades();
 }
 
 function chooseInterval(interval) {
   connection.unsubscribe("candles");
   state.interval = interval;
-  chart.clear();
+  chart.clear(interval);
+  write(field("chart-zone"), chart.clock.zone());
   for (const button of byId("intervals").children) {
     button.setAttribute("aria-pressed", String(button.textContent === interval));
   }
   if (state.pair) subscribeCandles();
 }
 
+function tickOf(pair) {
+  const { tick_size: tick, tick_step: step } = state.instruments.get(pair);
+  return Number(step ?? whole(tick));
+}
+
 function offerGroups() {
-  const { tick_size: tick, tick_step: step } = state.instruments.get(state.pair);
-  const smallest = Number(step ?? whole(tick));
-  byId("group").replaceChildren(
-    ...GROUPS.map((factor) => new Option(text(smallest * factor, decimalsOf(tick)), smallest * factor)),
-  );
-  state.step = smallest;
+  const decimals = decimalsOf(state.instruments.get(state.pair).tick_size);
+  const steps = GROUPS.map((factor) => factor * tickOf(state.pair));
+  byId("group").replaceChildren(...steps.map((step) => new Option(text(step, decimals), step)));
+  state.step = steps[0];
 }
 
 // What is drawn.
 
 function draw() {
-  const { dirty, book, ticker } = state;
-  if (dirty.book && book.known) {
-    ladder.draw(book, state.step);
-    write(field("depth-note"), drawDepth(byId("depth-chart"), book, state.colours));
-    byId("book").dataset.sequence = book.sequence;
-    byId("book").dataset.epoch = book.epoch;
-  }
-  if (dirty.ticker && ticker) drawTicker(ticker);
+  const { dirty, pair } = state;
+  if (!pair) return;
+  if (dirty.book) drawBook();
   if (dirty.tape) tape.draw();
+  if (dirty.ticker || dirty.tape) {
+    strip.draw(state.ticker, state.instruments.get(pair), tape.direction);
+  }
+  if (dirty.book || dirty.ticker || dirty.tape) drawMiddle();
   state.dirty = { book: false, ticker: false, tape: false };
 }
 
-function drawTicker(ticker) {
-  const instrument = state.instruments.get(state.pair);
-  const last = ticker.last_trade?.price ?? "";
-  write(field("last"), last ? spaced(last) : "–");
-  field("last").dataset.side = ticker.last_trade?.side ?? "";
-  drawChange(last, ticker.day_open);
-  write(field("bid"), ticker.best_bid ? spaced(ticker.best_bid.price) : "–");
-  write(field("ask"), ticker.best_ask ? spaced(ticker.best_ask.price) : "–");
-  write(field("high"), ticker.high_24h ? spaced(ticker.high_24h) : "–");
-  write(field("low"), ticker.low_24h ? spaced(ticker.low_24h) : "–");
-  write(field("volume"), `${brief(ticker.volume_24h)} ${instrument.base_asset}`);
-  write(field("turnover"), `${brief(ticker.turnover_24h)} ${instrument.quote_asset}`);
-  byId("strip").dataset.sequence = ticker.sequence;
+function drawBook() {
+  const { book, pair } = state;
+  ladder.draw(book, state.step);
+  const asset = state.instruments.get(pair).base_asset;
+  const note = depthChart.draw(book, { tick: tickOf(pair), asset }, state.colours);
+  write(field("depth-note"), note);
+  byId("book").dataset.sequence = book.sequence;
+  byId("book").dataset.epoch = book.epoch;
+}
+
+function drawMiddle() {
+  const last = tape.last || state.ticker?.last_trade?.price || "";
+  write(field("middle-last"), last ? spaced(last) : "–");
+  field("middle-last").dataset.direction = tape.direction;
+  const spread = spreadOf(state.book, tickOf(state.pair));
+  write(field("spread"), spread.amount);
+  write(field("spread-size"), spread.size);
   document.title = last ? `${spaced(last)} ${state.pair}` : `${state.pair} · Holdfast`;
 }
 
-function drawChange(last, open) {
-  const change = last && open ? whole(last) - whole(open) : 0;
-  const share = last && open ? ((100 * change) / whole(open)).toFixed(2) : "–";
-  write(field("change"), share === "–" ? share : `${change > 0 ? "+" : ""}${share} %`);
-  field("change").dataset.side = change > 0 ? "buy" : change < 0 ? "sell" : "";
-}
-
-function showState(status, latencyMs) {
-  state.status = status;
-  if (latencyMs !== null) write(field("latency"), `${latencyMs.toFixed(latencyMs < 10 ? 1 : 0)} ms`);
-  else write(field("latency"), "");
-  if (status === "lost") state.engineDown = "";
-  showConnection();
-}
-
-function showConnection() {
-  const live = state.status === "live";
-  const shown = live && state.engineDown ? "engine" : state.status;
+/** Show how the line, the engine and the pair are: a word each, and a sentence for what is ill. */
+function showCondition() {
+  const { link, status } = state;
+  const down = link.state === "live" && status?.engine_state === "unknown";
+  const shown = down ? "engine" : link.state;
+  const words = { live: "live", connecting: "connecting", engine: "no engine", refused: "refused" };
   byId("connection").dataset.state = shown;
-  const words = { live: "live", connecting: "connecting", lost: "no connection, trying again" };
-  write(field("state"), shown === "engine" ? state.engineDown : words[shown]);
+  write(field("state"), words[shown] ?? "offline");
   byId("market").dataset.stale = String(shown !== "live");
+  const market = marketWords(status);
+  write(byId("status"), market.word);
+  byId("status").dataset.kind = market.kind;
+  const sentences = {
+    live: market.sentence,
+    connecting: "",
+    engine: `${state.pair}: ${state.downReason || "there is no engine; data stand still"}`,
+    refused: `Refused: ${link.sentence}. What is shown stands still; trying again.`,
+    lost: "No connection to the gateway. What is shown stands still; trying again.",
+  };
+  write(byId("news"), sentences[shown]);
+  byId("news").dataset.kind = shown === "live" ? market.kind : shown;
 }
 
 // What people do.
@@ -229,17 +288,18 @@ function wire() {
     else if (event.key === "t") byId("theme").click();
     else if (INTERVALS[event.key - 1]) chooseInterval(INTERVALS[event.key - 1]);
   });
-  new ResizeObserver(() => (state.dirty.book = true)).observe(byId("depth-chart"));
+  const sizes = new ResizeObserver(() => {
+    ladder.fit();
+    state.dirty.book = true;
+  });
+  for (const id of ["depth-chart", "ladder-room"]) sizes.observe(byId(id));
 }
 
 async function instruments() {
   for (;;) {
-    try {
-      const answer = await fetch("v1/instruments");
-      if (answer.ok) return (await answer.json()).instruments;
-    } catch {
-      // The gateway is not there yet; the connection's lamp says so.
-    }
+    // The gateway may not be there yet; the connection's lamp says so.
+    const answer = await asked("v1/instruments");
+    if (answer) return answer.instruments;
     await new Promise((resolve) => setTimeout(resolve, 1_000));
   }
 }
@@ -255,8 +315,8 @@ async function start() {
   const found = await instruments();
   for (const instrument of found) state.instruments.set(instrument.pair, instrument);
   byId("pair").replaceChildren(...found.map(({ pair }) => new Option(pair, pair)));
-  const asked = location.hash.slice(1);
-  await choosePair(state.instruments.has(asked) ? asked : found[0].pair);
+  const wanted = location.hash.slice(1);
+  choosePair(state.instruments.has(wanted) ? wanted : found[0].pair);
 }
 
 setInterval(() => requestAnimationFrame(draw), FRAME_MS);

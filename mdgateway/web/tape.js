@@ -2,21 +2,28 @@
  * The trade tape: the newest trades on top, in rows that are used again.
  *
  * Trade numbers have no gaps, so a trade that comes twice is known and one that is missing, too.
+ * They begin anew with another history of the pair: whoever hears of one clears the tape.
  */
 
-import { spaced } from "./decimals.js";
+import { timeOf, zoneAt } from "./clock.js";
+import { spaced, whole } from "./decimals.js";
+import { write } from "./ladder.js";
 
-const ROWS = 40;
+export const TAPE_ROWS = 60;
 
 export class Tape {
-  constructor(body) {
+  constructor(body, zone) {
     this.body = body;
+    this.zone = zone;
     this.clear();
   }
 
   clear() {
     this.newest = 0;
     this.waiting = [];
+    /** The last price as text, and whether it is `up` or `down` from the one before it. */
+    this.last = "";
+    this.direction = "";
     this.body.replaceChildren();
   }
 
@@ -25,22 +32,30 @@ export class Tape {
     for (const trade of trades) {
       if (trade.trade_number <= this.newest) continue;
       this.newest = trade.trade_number;
+      this.turn(trade.price);
       this.waiting.push(trade);
     }
-    this.waiting.splice(0, Math.max(0, this.waiting.length - ROWS));
+    this.waiting.splice(0, Math.max(0, this.waiting.length - TAPE_ROWS));
+  }
+
+  turn(price) {
+    const change = this.last ? whole(price) - whole(this.last) : 0;
+    if (change) this.direction = change > 0 ? "up" : "down";
+    this.last = price;
   }
 
   draw() {
     for (const trade of this.waiting) {
-      const row = this.body.rows.length < ROWS ? newRow() : this.body.rows[ROWS - 1];
+      const row = this.body.rows.length < TAPE_ROWS ? newRow() : this.body.rows[TAPE_ROWS - 1];
       row.dataset.side = trade.side ?? "";
       row.dataset.tradeNumber = trade.trade_number;
-      row.cells[0].textContent = clock(trade.time_ns);
+      row.cells[0].textContent = timeOf(trade.time_ns);
       row.cells[1].textContent = spaced(trade.price);
       row.cells[2].textContent = spaced(trade.quantity);
       this.body.prepend(row);
     }
     this.waiting.length = 0;
+    write(this.zone, zoneAt(Date.now()));
   }
 }
 
@@ -48,9 +63,4 @@ function newRow() {
   const row = document.createElement("tr");
   for (const name of ["time", "price", "quantity"]) row.insertCell().dataset.field = name;
   return row;
-}
-
-function clock(timeNs) {
-  const moment = new Date(Number(BigInt(timeNs) / 1_000_000n));
-  return moment.toLocaleTimeString("en-GB", { hour12: false });
 }

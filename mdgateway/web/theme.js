@@ -9,7 +9,8 @@ export function startTheme(button, onChange) {
   const apply = () => {
     const theme = chosen();
     document.documentElement.dataset.theme = theme;
-    button.textContent = theme === "dark" ? "Light" : "Dark";
+    button.textContent = "◐";
+    button.setAttribute("aria-label", theme === "dark" ? "Light theme" : "Dark theme");
     onChange(colours());
   };
   button.addEventListener("click", () => {

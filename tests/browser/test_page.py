@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
+from tests.browser.conftest import PATIENCE_MS
 from tests.integration.exchange_processes import free_port
 from tests.integration.market_data_processes import (
     PAIR,
@@ -27,19 +28,7 @@ from tests.integration.market_data_processes import (
 
 pytestmark = pytest.mark.integration
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ARTEFACTS = ROOT / ".artefacts"
-PATIENCE_MS = 60_000
-"""Bounds a hang; nothing is measured against it."""
-QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
 
 
 class Exchange:
@@ -84,16 +73,6 @@ def exchange() -> Iterator[Exchange]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed here; `make browser` installs Debian's")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser: Browser, exchange: Exchange) -> Iterator[Page]:
     page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="dark")
@@ -125,6 +104,11 @@ def plain(text: str) -> str:
     return text.replace("\u202f", "")
 
 
+def levels_shown(page: Page) -> int:
+    """Return for how many levels a side there is room."""
+    return page.locator("#bids tr").count()
+
+
 def rows(page: Page, body: str) -> list[list[str]]:
     """Return price and quantity of the rows that are filled."""
     found = page.eval_on_selector_all(
@@ -134,7 +118,7 @@ def rows(page: Page, body: str) -> list[list[str]]:
 
 
 def test_numbers_on_the_page_are_those_of_the_api(page: Page, exchange: Exchange) -> None:
-    depth = exchange.api(f"v1/depth/{PAIR}?levels=14")
+    depth = exchange.api(f"v1/depth/{PAIR}?levels={levels_shown(page)}")
     assert str(depth["sequence"]) == page.get_attribute("#book", "data-sequence")
     assert rows(page, "bids") == [level[:2] for level in depth["bids"]]
     assert rows(page, "asks") == [level[:2] for level in reversed(depth["asks"])]
@@ -147,7 +131,7 @@ def test_numbers_on_the_page_are_those_of_the_api(page: Page, exchange: Exchange
         ("low", ticker["low_24h"]),
     ):
         assert plain(page.inner_text(f'#strip [data-field="{name}"]')) == value, name
-    trades = exchange.api(f"v1/trades/{PAIR}?limit=40")["trades"]
+    trades = exchange.api(f"v1/trades/{PAIR}?limit=60")["trades"]
     tape = page.eval_on_selector_all(
         "#trades tr",
         "rows => rows.map(row => [row.dataset.tradeNumber, row.cells[1].textContent,"
@@ -184,15 +168,16 @@ def expected(levels: list[Any], step: Decimal, rounding: str) -> list[list[str]]
 
 def test_levels_are_grouped_to_no_better_price(page: Page, exchange: Exchange) -> None:
     best = exchange.api(f"v1/depth/{PAIR}?levels=100")
+    count = levels_shown(page)
     page.select_option("#group", index=2)
     step = Decimal(page.inner_text("#group option:nth-child(3)"))
     page.wait_for_function(
         "count => [...document.querySelectorAll('#bids tr')]"
         ".filter(row => row.cells[0].textContent).length == count",
-        arg=min(14, len(expected(best["bids"], step, ROUND_FLOOR))),
+        arg=min(count, len(expected(best["bids"], step, ROUND_FLOOR))),
     )
-    assert rows(page, "bids") == expected(best["bids"], step, ROUND_FLOOR)[:14]
-    assert rows(page, "asks") == expected(best["asks"], step, ROUND_CEILING)[:14][::-1]
+    assert rows(page, "bids") == expected(best["bids"], step, ROUND_FLOOR)[:count]
+    assert rows(page, "asks") == expected(best["asks"], step, ROUND_CEILING)[:count][::-1]
 
 
 def test_keys_do_what_the_footer_says(page: Page) -> None:
