@@ -135,7 +135,8 @@ class Process:
 
     def __init__(self, config: LedgerConfig, engine: Engine) -> None:
         self.engine = engine
-        self.ledger = Ledger(engine, time.time_ns)
+        custodian = config.funds.custodian != "none"
+        self.ledger = Ledger(engine, time.time_ns, custodian=custodian)
         self.heads = Heads(config.heads, self._older)
         self.instruments = [load_instrument(pair, config.instruments) for pair, _ in config.pairs]
         self.followers = [

@@ -114,6 +114,7 @@ def verify(engine: Engine) -> Report:
         ends = _verify_accounts(connection, report)
         _sum_up_engines(connection, ends, report)
         _verify_balances(connection, report)
+        _verify_held(connection, report)
         _verify_snapshots(connection, report)
     return report
 
@@ -329,6 +330,22 @@ def _verify_balances(connection: Connection, report: Report) -> None:
     for asset, total in connection.execute(query):
         if total:
             report.complain(f"the balances of {asset} sum to {total}, not to zero")
+
+
+def _verify_held(connection: Connection, report: Report) -> None:
+    """Find accounts that have less than what pending transfers set aside there."""
+    query = """
+        SELECT account_id, balances.amount, held FROM balances
+        JOIN accounts ON accounts.id = account_id AND purpose = %s
+        JOIN (
+            SELECT hold_id, sum(amount) AS held FROM pendings
+            WHERE NOT EXISTS (SELECT FROM resolutions WHERE pending_id = pendings.transfer_id)
+            GROUP BY hold_id
+        ) AS open ON hold_id = account_id
+        WHERE balances.amount < held ORDER BY account_id
+    """
+    for account, amount, held in connection.execute(query, (int(Purpose.SUSPENSE),)):
+        report.complain(f"account {account} has {amount} units, and {held} are set aside there")
 
 
 def _verify_snapshots(connection: Connection, report: Report) -> None:

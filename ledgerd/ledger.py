@@ -26,6 +26,7 @@ from ledgerd.books.commit import Connection, Overdrawn
 from ledgerd.books.copying import Int8ArrayDumper, Rows
 from ledgerd.books.engine_money import Step
 from ledgerd.books.entries import Entries, Instructed, insufficient, unknown_pair
+from ledgerd.books.permitted import not_permitted
 from ledgerd.books.settling import SettledPair
 from ledgerd.chart import AccountName, Phase, TransferKind
 from ledgerd.days.close import (
@@ -60,9 +61,13 @@ def at_connection(engine: Engine) -> None:
 class Ledger:
     """The writer's side of the books, over a pool of connections as the service's role."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, engine: Engine, clock: Callable[[], int], *, custodian: bool = False
+    ) -> None:
+        """`custodian`: somebody holds coins; then callers move no custody account."""
         self._engine = engine
         self._clock = clock
+        self._custodian = custodian
         self._pairs: dict[str, SettledPair] = {}
         self._instruments: dict[str, Instrument] = {}
         """The pairs that this process listed."""
@@ -171,9 +176,10 @@ class Ledger:
     def post(self, transfers: Sequence[NewTransfer]) -> list[Posted]:
         """Post transfers in one commit: all of them or, with a refusal, none.
 
-        One that was posted before with the same content is answered as it was then.
+        They are what callers ask for: `ledgerd.books.permitted` says what that may be. One that
+        was posted before with the same content is answered as it was then.
         """
-        refusal = first_refusal(transfers)
+        refusal = first_refusal(transfers) or not_permitted(transfers, custodian=self._custodian)
         if refusal is not None:
             raise Refused(refusal)
 

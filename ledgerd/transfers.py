@@ -108,9 +108,6 @@ class NewTransfer:
             if leg.amount == 0 or abs(leg.amount) > BOUND_UNITS:
                 limit = f"not zero and within {BOUND_UNITS}"
                 return _of("AMOUNT_OUT_OF_RANGE", "amount", leg.amount, limit)
-            if leg.account.owned_by_engine:
-                limit = "an account that no engine owns"
-                return _of("ACCOUNT_OF_ENGINE", "account", leg.account, limit)
             sums[leg.account.asset] = sums.get(leg.account.asset, 0) + leg.amount
         for asset, total in sums.items():
             if total:

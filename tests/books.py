@@ -19,7 +19,7 @@ from sqlalchemy import URL, Engine
 
 from exchange.config import load_instrument
 from exchange.instrument import Instrument
-from ledgerd.chart import AccountName, OwnerKind, Purpose, TransferKind
+from ledgerd.chart import AccountName, OwnerKind, Phase, Purpose, TransferKind
 from ledgerd.database import OWNER, SERVICE, SUPERUSER, EmbeddedPostgres, connect, migrate
 from ledgerd.ledger import Ledger
 from ledgerd.transfers import Leg, NewTransfer
@@ -79,7 +79,9 @@ class TestBooks:
         return UUID(int=next(self.ids))
 
     def transfer(self, *legs: tuple[AccountName, int], **more: object) -> NewTransfer:
-        given = {"id": self.new_id(), "kind": TransferKind.INTERNAL} | more
+        at_once = more.get("phase", Phase.SINGLE) == Phase.SINGLE
+        kind = TransferKind.CORRECTION if at_once else TransferKind.INTERNAL
+        given = {"id": self.new_id(), "kind": kind} | more
         made = tuple(Leg(account, amount) for account, amount in legs)
         return NewTransfer(legs=made, **given)  # type: ignore[arg-type]
 
@@ -96,7 +98,7 @@ class TestBooks:
 
     def deposit(self, owner: int, asset: str, amount: int) -> None:
         legs = (custody(asset), -amount), (user(owner, asset), amount)
-        self.ledger.post([self.transfer(*legs, kind=TransferKind.DEPOSIT)])
+        self.ledger.post([self.transfer(*legs)])
 
     def balance(self, name: AccountName) -> int:
         """Read a balance straight from the tables."""
@@ -121,7 +123,7 @@ def custody(asset: str) -> AccountName:
 
 
 @contextmanager
-def fresh_books(pool_size: int = 4) -> Iterator[TestBooks]:
+def fresh_books(pool_size: int = 4, *, custodian: bool = False) -> Iterator[TestBooks]:
     """Give empty books; their database is gone afterwards."""
     postgres = server()
     name = f"books_{next(_names)}"
@@ -129,7 +131,7 @@ def fresh_books(pool_size: int = 4) -> Iterator[TestBooks]:
     clock = Clock()
     engine = connect(postgres.url(SERVICE, name), pool_size)
     try:
-        yield TestBooks(name, engine, Ledger(engine, clock), clock)
+        yield TestBooks(name, engine, Ledger(engine, clock, custodian=custodian), clock)
     finally:
         engine.dispose()
         postgres.drop(name)

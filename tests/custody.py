@@ -109,7 +109,10 @@ def desk_over(books: TestBooks, custody: SimulatedCustody, policy: Policy = POLI
 @contextmanager
 def fresh_desk(seed: int = 1, weather: Weather = CALM) -> Iterator[Desk]:
     """Give a desk with empty books and an empty chain of BTC and USDT."""
-    with TemporaryDirectory(prefix="holdfast-chain-") as folder, fresh_books() as books:
+    with (
+        TemporaryDirectory(prefix="holdfast-chain-") as folder,
+        fresh_books(custodian=True) as books,
+    ):
         books.ledger.list_pair(PAIR)
         custody = SimulatedCustody(Path(folder) / "chain.log", seed, ["BTC", "USDT"], weather)
         yield desk_over(books, custody)

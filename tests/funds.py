@@ -152,7 +152,10 @@ def fresh_door(
     settings: FundsSettings = SETTINGS, limiter: Limiter | None = None
 ) -> Iterator[FundsDoor]:
     """Give a door to empty books and an empty chain of BTC and USDT."""
-    with TemporaryDirectory(prefix="holdfast-chain-") as folder, fresh_books() as books:
+    with (
+        TemporaryDirectory(prefix="holdfast-chain-") as folder,
+        fresh_books(custodian=True) as books,
+    ):
         books.ledger.list_pair(PAIR)
         custody = SimulatedCustody(Path(folder) / "chain.log", 1, ["BTC", "USDT"], CALM)
         with door_over(books, custody, settings, limiter) as door:

@@ -644,7 +644,7 @@ class NewTransfer(_message.Message):
     id: _builtins.bytes
     """Made by the caller: 16 bytes, used once for ever."""
     kind: Global___TransferKind.ValueType
-    """INTERNAL, FEE_SWEEP, CORRECTION or STAKE."""
+    """INTERNAL, FEE_SWEEP, CORRECTION or STAKE: docs/ledger.md has a table of what each may move."""
     phase: Global___TransferPhase.ValueType
     """Single, pending, posted or voided."""
     pending_id: _builtins.bytes

@@ -70,6 +70,8 @@ class Entries:
         self.connection = connection
         self.commit = Commit(connection, lock_stream(connection, BOOKS))
         self._next = self.commit.state.cursor
+        self._freely_taken: set[int] = set()
+        """Suspense accounts that a transfer took from without resolving a pending one."""
         self._heads: list[list[int]] = []
         self._postings: list[list[int]] = []
 
@@ -99,6 +101,26 @@ class Entries:
             transfers = np.array(self._heads, np.int64)
             postings = np.array(self._postings, np.int64).reshape(-1, POSTING_COLUMNS)
             self.commit.write(transfers, postings, self._next, 0, clock)
+            self._refuse_taking_what_is_held()
+
+    def _refuse_taking_what_is_held(self) -> None:
+        """Refuse the commit if a suspense account has less than what is pending there."""
+        query = """
+            SELECT amount, (
+                SELECT coalesce(sum(pendings.amount), 0)::int8 FROM pendings
+                WHERE hold_id = account_id AND NOT EXISTS (
+                    SELECT FROM resolutions WHERE pending_id = pendings.transfer_id))
+            FROM balances WHERE account_id = %s
+        """
+        for account_id in sorted(self._freely_taken):
+            row = self.connection.execute(query, (account_id,)).fetchone()
+            assert row is not None, f"account {account_id} has no balance"
+            if row[0] < row[1]:
+                sentence = (
+                    f"nothing was posted: account {account_id} would have {row[0]} units, and"
+                    f" pending transfers hold {row[1]} of it"
+                )
+                raise Refused(Refusal(Code.FAILED_PRECONDITION, "AMOUNT_HELD", sentence))
 
     def opened(self, names: Sequence[AccountName], time_ns: int) -> dict[AccountName, int]:
         """Return the ids of accounts, opening those that are missing."""
@@ -198,6 +220,11 @@ class Entries:
                 limit = "an account that is open"
                 raise Refused(Refusal.of_field("ACCOUNT_UNKNOWN", "account", name, limit))
         legs = [(ids[leg.account], leg.amount) for leg in transfer.legs]
+        self._freely_taken.update(
+            ids[leg.account]
+            for leg in transfer.legs
+            if leg.account.purpose == Purpose.SUSPENSE and leg.amount < 0
+        )
         if transfer.phase == Phase.SINGLE:
             return self.entry(transfer.kind, time_ns, legs)
         if 0 < transfer.expires_ns <= time_ns:

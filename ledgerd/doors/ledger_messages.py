@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from datetime import date
-from typing import Final
 from uuid import UUID
 
 from exchange.enums import Asset
@@ -14,9 +13,6 @@ from ledgerd.chart import AccountName, OwnerKind, Phase, Purpose, TransferKind
 from ledgerd.days.close import DayClose
 from ledgerd.doors.answers import enumerated, identity
 from ledgerd.transfers import Leg, NewTransfer
-
-OF_CUSTODY: Final = (TransferKind.DEPOSIT, TransferKind.WITHDRAWAL)
-"""Kinds that only the custody pipelines make: each stands for something outside."""
 
 
 def account_name(message: ledger_pb2.AccountName) -> AccountName:
@@ -43,20 +39,11 @@ def name_message(name: AccountName) -> ledger_pb2.AccountName:
 
 def new_transfer(message: ledger_pb2.NewTransfer) -> NewTransfer:
     """Return a transfer asked for. Raises Refused."""
-    kind = enumerated(TransferKind, "kind", message.kind)
-    if kind in OF_CUSTODY:
-        # What is pending of these kinds is resolved with the same kind, so this covers it, too.
-        limit = "a kind that no deposit or withdrawal is booked as"
-        raise Refused(Refusal.of_field("KIND_OF_CUSTODY", "kind", kind.name, limit))
     pending = identity("pending_id", message.pending_id) if message.pending_id else None
     legs = tuple(Leg(account_name(leg.name), leg.amount_units) for leg in message.legs)
-    for leg in legs:
-        if leg.account.purpose == Purpose.CUSTODY and kind != TransferKind.CORRECTION:
-            limit = "an account inside the exchange, unless this is a CORRECTION"
-            raise Refused(Refusal.of_field("ACCOUNT_OF_CUSTODY", "account", leg.account, limit))
     return NewTransfer(
         identity("id", message.id),
-        kind,
+        enumerated(TransferKind, "kind", message.kind),
         legs,
         enumerated(Phase, "phase", message.phase),
         pending,

@@ -62,7 +62,7 @@ def post(ledger: Ledger) -> None:
     aside = (Leg(user(1, "BTC"), -5), Leg(user(1, "BTC", Purpose.FUNDING), 5))
     ledger.post(
         [
-            NewTransfer(UUID(int=7001), TransferKind.DEPOSIT, deposit),
+            NewTransfer(UUID(int=7001), TransferKind.CORRECTION, deposit),
             NewTransfer(UUID(int=7002), TransferKind.INTERNAL, aside, Phase.PENDING),
         ]
     )

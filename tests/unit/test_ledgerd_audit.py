@@ -241,7 +241,7 @@ def test_an_owner_can_prove_what_the_exchange_owes_it() -> None:
             [
                 NewTransfer(
                     books.new_id(),
-                    TransferKind.DEPOSIT,
+                    TransferKind.CORRECTION,
                     books.transfer((custody("BTC"), -1), (user(1, "BTC"), 1)).legs,
                 )
             ]

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlmodel import SQLModel
 
 from exchange.enums import Asset
-from ledgerd.chart import Phase, TransferKind
+from ledgerd.chart import Phase, Purpose
 from ledgerd.custody import models as custody_models
 from ledgerd.database import OWNER, SERVICE, SUPERUSER, EmbeddedPostgres, connect, migrate
 from ledgerd.models import POSTED
@@ -29,8 +29,7 @@ def filled(books: TestBooks) -> None:
         [
             books.transfer(
                 (user(1, "BTC"), -100),
-                (user(2, "BTC"), 100),
-                kind=TransferKind.CORRECTION,
+                (user(1, "BTC", Purpose.FUNDING), 100),
                 phase=Phase.PENDING,
                 expires_ns=books.clock.now_ns + 1_000,
             )

@@ -12,6 +12,7 @@ from exchange.enums import Asset, ExecutionKind
 from exchange.service import ServerOptions, refusal_in
 from exchange.v1 import enums_pb2, ledger_pb2, ledger_pb2_grpc
 from ledgerd.chart import OwnerKind, Phase, Purpose, TransferKind
+from ledgerd.custody.journal import MoneyBooks
 from ledgerd.database import OWNER, SERVICE, EmbeddedPostgres, connect, migrate
 from ledgerd.follower import State, Status
 from ledgerd.ledger import Ledger
@@ -268,21 +269,24 @@ def test_what_comes_in_or_goes_out_is_only_booked_by_the_custody_pipelines(
     door.books.deposit(1, "BTC", 100)
     request = ledger_pb2.PostTransfersRequest(transfers=[credit(900, 1, 5, kind)])
     assert door.reason("PostTransfers", request) == ("KIND_OF_CUSTODY", "kind", kind.name)
-    held = door.books.transfer(
-        (user(1, "BTC"), -5), (custody("BTC"), 5), kind=kind, phase=Phase.PENDING
-    )
-    door.books.ledger.post([held])
+    held = door.books.new_id()
+    pipelines = MoneyBooks(door.books.engine, door.books.clock)
+    pipelines.done(lambda step: step.hold(held, kind, user(1, "BTC"), custody("BTC"), 5))
     for phase in (Phase.POSTED, Phase.VOIDED):
-        for said in (kind, TransferKind.CORRECTION):
+        reasons = {
+            kind: "KIND_OF_CUSTODY",
+            TransferKind.CORRECTION: "PHASE_INVALID",
+            TransferKind.INTERNAL: "KIND_INVALID",
+        }
+        for said, reason in reasons.items():
             resolving = ledger_pb2.NewTransfer(
                 id=bytes(15) + b"\x99",
                 kind=int(said),  # type: ignore[arg-type]
                 phase=int(phase),  # type: ignore[arg-type]
-                pending_id=held.id.bytes,
+                pending_id=held.bytes,
             )
             request = ledger_pb2.PostTransfersRequest(transfers=[resolving])
-            expected = "KIND_OF_CUSTODY" if said == kind else "KIND_INVALID"
-            assert door.reason("PostTransfers", request)[0] == expected
+            assert door.reason("PostTransfers", request)[0] == reason
     assert door.books.balance(user(1, "BTC")) == 95
 
 
