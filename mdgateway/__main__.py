@@ -40,6 +40,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--segments", default=given.segments, help="folder of the segments")
     parser.add_argument("--instruments", type=Path, help="instrument file")
     parser.add_argument("--upstream", default="", help="follow the gateway at this host:port")
+    parser.add_argument("--upstream-key", type=Path, help="file of the key to show it")
     parser.add_argument("--tick-ms", type=int, default=DEFAULT_TICK_MS)
     parser.add_argument(
         "--eager", action="store_true", help="do not wait for the tick; a third of a processor"
@@ -60,6 +61,7 @@ def _config(arguments: argparse.Namespace) -> GatewayConfig:
         port=arguments.port,
         segments=arguments.segments,
         upstream=arguments.upstream,
+        upstream_key=arguments.upstream_key,
         instruments=arguments.instruments,
         tick_ms=arguments.tick_ms,
         eager=arguments.eager,

@@ -28,6 +28,8 @@ class GatewayConfig:
     """Folder of the segments; empty: where the system's shared memory lies."""
     upstream: str = ""
     """host:port of the gateway to follow; empty: the segments on this host are read."""
+    upstream_key: Path | None = None
+    """File of the key that is shown to `upstream`; None: none is."""
     instruments: Path | None = None
     """Instrument file; None: the one that is installed with the program."""
     tick_ms: int = DEFAULT_TICK_MS
@@ -68,6 +70,8 @@ class GatewayConfig:
         host, _, port = self.upstream.rpartition(":")
         fits = not self.upstream or (bool(host) and port.isascii() and port.isdigit())
         _demand(fits, "upstream", self.upstream, "host:port")
+        alone = self.upstream_key is not None and not self.upstream
+        _demand(not alone, "upstream_key", self.upstream_key, "given together with upstream")
         _between("port", self.port, 0, 65_535)
         _between("tick_ms", self.tick_ms, 1, 1_000)
         _between("heartbeat_ms", self.heartbeat_ms, self.tick_ms, 60_000)

@@ -53,7 +53,7 @@ class Relay(Publication):
 
     def __init__(self, instrument: Instrument, config: GatewayConfig) -> None:
         super().__init__(instrument, config)
-        self.upstream = Upstream(config.upstream, instrument.pair, self)
+        self.upstream = Upstream(config.upstream, instrument.pair, self, config.upstream_key)
         self._orders = ToldOrders(OrderLog(config.order_event_capacity), config.full_level_count)
         self._without_orders = False
         """Whether the upstream said that it has no orders to tell."""

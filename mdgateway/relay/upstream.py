@@ -15,6 +15,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 import grpc
@@ -23,6 +24,7 @@ from grpc import aio
 from exchange.service import refusal_in
 from exchange.v1 import market_data_pb2, market_data_pb2_grpc
 from mdgateway.feed.records import FULL
+from mdgateway.keys.admission import GRPC_METADATA_KEY
 
 INBOX_CAPACITY: Final = 4_096
 SILENCE_S: Final = 5
@@ -34,6 +36,8 @@ ORDERS_PAUSE_S: Final = 1.0
 RECEIVE_LIMIT_BYTES: Final = 64 << 20
 
 log = logging.getLogger(__name__)
+
+Metadata = tuple[tuple[str, str], ...]
 
 
 class Connected(NamedTuple):
@@ -84,11 +88,15 @@ class Holder(Protocol):
 class Upstream:
     """Follows one pair of another gateway."""
 
-    def __init__(self, address: str, pair: str, holder: Holder) -> None:
+    def __init__(
+        self, address: str, pair: str, holder: Holder, key_file: Path | None = None
+    ) -> None:
         self.address = address
         self.pair = pair
         self.inbox: deque[Item] = deque()
         self._holder = holder
+        self._key_file = key_file
+        self._metadata: Metadata = ()
         self._room = asyncio.Event()
         self._abandoned = asyncio.Event()
         self._reason = ""
@@ -135,8 +143,10 @@ class Upstream:
                 pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
     async def _connect(self, stub: Any) -> None:
+        # Read each time: a key may be replaced while this process runs.
+        self._metadata = _metadata_of(self._key_file)
         request = market_data_pb2.ListInstrumentsRequest()
-        answer = await stub.ListInstruments(request, timeout=SILENCE_S)
+        answer = await stub.ListInstruments(request, timeout=SILENCE_S, metadata=self._metadata)
         found = [one for one in answer.instruments if one.pair == self.pair]
         if not found:
             raise _Ended(f"the upstream gateway does not show {self.pair}")
@@ -153,22 +163,19 @@ class Upstream:
 
     def _calls(self, stub: Any) -> list[Any]:
         epoch, sequence = self._holder.held()
+        depth = market_data_pb2.StreamDepthRequest(
+            pair=self.pair, level_count=FULL, held_epoch=epoch, held_sequence=sequence
+        )
+        trades = market_data_pb2.StreamTradesRequest(
+            pair=self.pair, from_trade_number=self._holder.next_trade_number()
+        )
+        status = market_data_pb2.StreamMarketStatusRequest(pair=self.pair)
+        ticker = market_data_pb2.StreamTickerRequest(pair=self.pair)
         return [
-            stub.StreamMarketStatus(market_data_pb2.StreamMarketStatusRequest(pair=self.pair)),
-            stub.StreamDepth(
-                market_data_pb2.StreamDepthRequest(
-                    pair=self.pair,
-                    level_count=FULL,
-                    held_epoch=epoch,
-                    held_sequence=sequence,
-                )
-            ),
-            stub.StreamTrades(
-                market_data_pb2.StreamTradesRequest(
-                    pair=self.pair, from_trade_number=self._holder.next_trade_number()
-                )
-            ),
-            stub.StreamTicker(market_data_pb2.StreamTickerRequest(pair=self.pair)),
+            stub.StreamMarketStatus(status, metadata=self._metadata),
+            stub.StreamDepth(depth, metadata=self._metadata),
+            stub.StreamTrades(trades, metadata=self._metadata),
+            stub.StreamTicker(ticker, metadata=self._metadata),
         ]
 
     async def _read_orders(self, stub: Any) -> None:
@@ -178,7 +185,7 @@ class Upstream:
                 pair=self.pair, held_epoch=epoch, held_position=position
             )
             try:
-                await self._read(stub.StreamOrders(request))
+                await self._read(stub.StreamOrders(request, metadata=self._metadata))
             except grpc.RpcError as error:
                 reason = _without_orders(error)
                 if self._holder.tells_orders() or reason is None:
@@ -204,7 +211,17 @@ class Upstream:
 
 
 class _Ended(Exception):
-    """A stream ended in good order."""
+    """A stream ended in good order, or there is none to begin."""
+
+
+def _metadata_of(key_file: Path | None) -> Metadata:
+    """Return what shows the key of a file, if one is given."""
+    if key_file is None:
+        return ()
+    try:
+        return ((GRPC_METADATA_KEY, key_file.read_text(encoding="ascii").strip()),)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _Ended(f"the key for the upstream gateway cannot be read: {error}") from None
 
 
 async def _lively(call: Any) -> AsyncIterator[Any]:

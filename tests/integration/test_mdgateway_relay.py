@@ -14,6 +14,7 @@ import pytest
 
 from exchange.config import load_instrument
 from exchange.v1 import market_data_pb2, market_data_pb2_grpc
+from mdgateway.keys.key_file import add_key
 from tests.integration.market_data_processes import (
     PAIR,
     PATIENCE_S,
@@ -346,3 +347,23 @@ def test_a_websocket_client_that_is_cut_and_hops_sees_every_order_once(
     assert told.levels == truth.follower.levels
     truth.close()
     traders.channel.close()
+
+
+def test_a_relay_shows_its_key_and_takes_a_better_one(processes: Processes, market: Market) -> None:
+    market.move(10)
+    keys, shown = processes.folder / "keys.json", processes.folder / "shown"
+    shown.write_text(add_key(keys, "basic", time.time_ns())[0])
+    first = processes.start_gateway("--keys", str(keys))
+    second = processes.start_relay("second", first, "--upstream-key", str(shown))
+    with channel_to(first) as channel:
+        wait_serving(channel, "marketdata")
+    with channel_to(second) as channel:
+        client = DepthClient(channel, 1_000)
+        client.wait(lambda one: [notice.kind for notice in one.notices] == [DOWN])
+        shown.write_text(add_key(keys, "professional", time.time_ns())[0] + "\n")
+        client.wait(lambda one: one.levels == market.levels)
+        wait_serving(channel, "marketdata")
+        orders = OrderClient(channel)
+        orders.wait(lambda one: one.told.levels == market.levels)
+        orders.close()
+        client.close()
