@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import logging
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from mdgateway.feed.market import Market
 from mdgateway.feed.publisher import Publisher
 from mdgateway.grpc_server import service_of
 from mdgateway.history.source import CandleKeeper
-from mdgateway.history.store import CandleStore, StoreInUse
+from mdgateway.history.store import CandleStore, StoreUnusable
 from mdgateway.http.config import NO_PORT, HttpConfig, add_arguments, http_config
 from mdgateway.http.server import admission_of, http_server
 from mdgateway.keys import __main__ as keys
@@ -69,14 +70,26 @@ def _config(arguments: argparse.Namespace) -> GatewayConfig:
     ).validate()
 
 
-def _keeper(folder: Path | None) -> CandleKeeper | None:
-    """Open the candles of a folder and take in what was left for them; None without a folder."""
+def _keeper(folder: Path | None, pairs: Iterable[str]) -> CandleKeeper | None:
+    """Open the candles of a folder and take in what was left for them; None without a folder.
+
+    A store that cannot be used costs its history only: candles are made all the same.
+    """
     if folder is None:
         return None
-    store = CandleStore(folder)
-    for sentence in store.take_imports():
-        print(f"mdgateway: candles from {sentence}", flush=True)
-    return CandleKeeper(store)
+    try:
+        store = CandleStore(folder)
+        for sentence in store.take_imports():
+            print(f"mdgateway: candles from {sentence}", flush=True)
+        keeper = CandleKeeper(store)
+        for pair in pairs:
+            keeper.source_of(pair)
+    except StoreUnusable as error:
+        print(
+            f"mdgateway: {error}\nCandles are in memory only until the next start.", file=sys.stderr
+        )
+        return CandleKeeper(None)
+    return keeper
 
 
 async def _serve(
@@ -136,8 +149,9 @@ def main(argv: list[str] | None = None) -> int:
         for pair in config.pairs:
             load_instrument(pair, config.instruments)
         run_folder = arguments.run
-        keeper = _keeper(arguments.candles or (run_folder and run_folder / "mdgateway"))
-    except (InvalidSetting, InvalidInstrument, InvalidKeyFile, StoreInUse, OSError) as error:
+        folder = arguments.candles or (run_folder and run_folder / "mdgateway")
+        keeper = _keeper(folder, config.pairs)
+    except (InvalidSetting, InvalidInstrument, InvalidKeyFile, OSError) as error:
         print(f"mdgateway: {error}", file=sys.stderr)
         return 2
     print(f"mdgateway: {asdict(config)} {asdict(http)}", flush=True)

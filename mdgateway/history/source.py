@@ -12,7 +12,7 @@ numbers are kept as holes, which ``backfill`` can close.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import duckdb
@@ -48,14 +48,18 @@ log = logging.getLogger(__name__)
 class PairCandles:
     """The candles of one pair (``mdgateway.feed.candles.CandleSource``)."""
 
-    def __init__(self, pair: str, store: CandleStore) -> None:
+    def __init__(self, pair: str, store: CandleStore | None) -> None:
+        """Begin with what the store has of the pair. Raises StoreUnusable."""
         self.pair = pair
         self.revision = 0
         self._store = store
-        self._position, candles = store.load(pair, MEMORY_CANDLES)
+        self._position = Position()
+        candles: Mapping[Interval, list[Candle]] = {}
+        if store is not None:
+            self._position, candles = store.load(pair, MEMORY_CANDLES)
         self._series = {interval: Series(interval, MEMORY_CANDLES) for interval in Interval}
         for interval, series in self._series.items():
-            series.load(candles[interval])
+            series.load(candles.get(interval, ()))
         self._closed_before_ns = self._position.last_time_ns
         self._dirty: dict[tuple[Interval, int], Candle] = {}
         self._holes: list[Hole] = []
@@ -66,10 +70,11 @@ class PairCandles:
         return self._position.history
 
     def known(self) -> Known:
-        """Return what is known so far; reads the store."""
+        """Return what is known so far; reads the store, if there is one."""
+        stored = self._store.holes(self.pair) if self._store is not None else ()
         return Known(
             minutes=tuple(self._series[Interval.MINUTE].between(0, 1 << 62, MEMORY_CANDLES)),
-            holes=(*self._store.holes(self.pair), *self._holes),
+            holes=(*stored, *self._holes),
             last_trade_number=self._position.last_trade_number,
             last_time_ns=self._position.last_time_ns,
         )
@@ -127,7 +132,7 @@ class PairCandles:
         series = self._series[interval]
         # One more than asked for says whether there is anything older.
         found = series.between(from_ns, to_ns, limit + 1)
-        if len(found) <= limit and series.is_full:
+        if self._store is not None and len(found) <= limit and series.is_full:
             oldest_ns = series.oldest_start_ns
             history, wanted = self._position.history, limit + 1 - len(found)
             span = from_ns, min(to_ns, oldest_ns), wanted
@@ -161,7 +166,8 @@ class PairCandles:
 class CandleKeeper:
     """All pairs' candles (``mdgateway.feed.candles.CandleSources``), and who writes them."""
 
-    def __init__(self, store: CandleStore, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, store: CandleStore | None, clock: Callable[[], int] = time.time_ns) -> None:
+        """Keep candles in a store; without one, the newest of them in memory only."""
         self._store = store
         self._clock = clock
         self._pairs: dict[str, PairCandles] = {}
@@ -170,7 +176,7 @@ class CandleKeeper:
         """Why candles cannot be written; empty: they can."""
 
     def source_of(self, pair: str) -> PairCandles:
-        """Return the pair's candles, with what the store has of them."""
+        """Return the pair's candles, with what the store has of them. Raises StoreUnusable."""
         if pair not in self._pairs:
             self._pairs[pair] = PairCandles(pair, self._store)
         return self._pairs[pair]
@@ -185,7 +191,8 @@ class CandleKeeper:
                 await self.write()
         finally:
             await asyncio.shield(self.write())
-            self._store.close()
+            if self._store is not None:
+                self._store.close()
 
     async def write(self) -> None:
         """Write what changed; what cannot be written is kept for the next time."""
@@ -194,10 +201,10 @@ class CandleKeeper:
             change = candles.take_change()
             if change is not None:
                 changes[pair] = change
-        if not changes:
+        if not changes or self._store is None:
             return
         try:
-            await asyncio.to_thread(self._write, changes)
+            await asyncio.to_thread(self._write, self._store, changes)
         except duckdb.Error as error:
             for pair, change in changes.items():
                 self._pairs[pair].give_back(change)
@@ -209,8 +216,8 @@ class CandleKeeper:
             log.info("candles can be written again")
         self.trouble = ""
 
-    def _write(self, changes: dict[str, Change]) -> None:
-        self._store.write(changes)
+    def _write(self, store: CandleStore, changes: dict[str, Change]) -> None:
+        store.write(changes)
         self._write_count += 1
         if self._write_count % _PRUNE_EVERY == 1:
-            self._store.forget_seconds_before(self._clock() - SECONDS_KEPT_NS)
+            store.forget_seconds_before(self._clock() - SECONDS_KEPT_NS)

@@ -93,8 +93,8 @@ WHERE NOT EXISTS (SELECT 1 FROM positions WHERE pair = $pair AND last_trade_numb
 """
 
 
-class StoreInUse(Exception):
-    """The file cannot be opened; most likely another gateway has it."""
+class StoreUnusable(Exception):
+    """The file cannot be opened or read: damaged, somebody else's, or another gateway has it."""
 
 
 class Position(NamedTuple):
@@ -118,17 +118,21 @@ class CandleStore:
     """Candles on a disk."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the store of a folder, or make one. Raises StoreInUse."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Open the store of a folder, or make one. Raises StoreUnusable."""
+        self._folder = folder
         self._imports = folder / IMPORT_FOLDER
         self._lock = threading.Lock()
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             self._connection = duckdb.connect(
                 str(folder / FILE_NAME), config={"threads": 1, "memory_limit": "256MB"}
             )
-        except duckdb.IOException as error:
-            raise StoreInUse(f"the candles in {folder} cannot be opened: {error}") from error
-        self._connection.execute(_TABLES)
+            self._connection.execute(_TABLES)
+        except (duckdb.Error, OSError) as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> StoreUnusable:
+        return StoreUnusable(f"the candles in {self._folder} cannot be opened: {error}")
 
     def close(self) -> None:
         """Close the file."""
@@ -136,18 +140,27 @@ class CandleStore:
             self._connection.close()
 
     def load(self, pair: str, limit: int) -> tuple[Position, dict[Interval, list[Candle]]]:
-        """Return how far a pair's candles reach, and the newest of each interval, oldest first."""
-        position = self._position(pair)
-        candles = {
-            interval: self.page(pair, position.history, interval, 0, 1 << 62, limit)
-            for interval in Interval
-        }
+        """Return how far a pair's candles reach, and the newest of each interval, oldest first.
+
+        Raises StoreUnusable.
+        """
+        try:
+            position = self._position(pair)
+            candles = {
+                interval: self.page(pair, position.history, interval, 0, 1 << 62, limit)
+                for interval in Interval
+            }
+        except duckdb.Error as error:
+            raise self._unusable(error) from error
         return position, candles
 
     def page(
         self, pair: str, history: int, interval: Interval, from_ns: int, to_ns: int, limit: int
     ) -> list[Candle]:
-        """Return the newest `limit` candles with from_ns <= start < to_ns, oldest first."""
+        """Return the newest `limit` candles with from_ns <= start < to_ns, oldest first.
+
+        Raises duckdb.Error.
+        """
         rows = self._read(
             f"SELECT {_FIGURES} FROM candles WHERE pair = ? AND history = ? AND length = ?"
             " AND start_ns >= ? AND start_ns < ? ORDER BY start_ns DESC LIMIT ?",
@@ -187,7 +200,11 @@ class CandleStore:
         """Take in what ``backfill`` left for this store; return a sentence for each file."""
         done = []
         for path in sorted(self._imports.glob("*.parquet")):
-            taken, sentence = self._take_import(path)
+            try:
+                taken, sentence = self._take_import(path)
+            except (duckdb.Error, ValueError) as error:
+                # No Parquet file, one without our columns, or one of no pair or of several.
+                taken, sentence = False, str(error)
             done.append(f"{path.name}: {sentence}")
             path.replace(path.with_suffix(".taken" if taken else ".refused"))
         return done

@@ -17,7 +17,7 @@ from mdgateway.history import source
 from mdgateway.history.backfill import collect, write_file
 from mdgateway.history.rollup import SECOND_NS, start_of
 from mdgateway.history.source import CandleKeeper
-from mdgateway.history.store import CandleStore, StoreInUse
+from mdgateway.history.store import CandleStore, StoreUnusable
 
 PAIR = "BTC-USDT"
 START_NS = 1_763_856_000 * SECOND_NS
@@ -43,13 +43,44 @@ def test_weeks_begin_on_monday() -> None:
     assert start_of(Interval.WEEK, START_NS) == START_NS - 6 * 86_400 * SECOND_NS
 
 
-def test_a_second_gateway_is_refused_with_a_sentence(folder: Path) -> None:
+@pytest.mark.parametrize("at", [0, 100, 8_192])
+def test_a_damaged_file_is_refused_with_a_sentence_and_stays(folder: Path, at: int) -> None:
     store = CandleStore(folder)
-    path = folder / "candles.duckdb"
+    keeper = CandleKeeper(store, lambda: START_NS)
+    keeper.source_of(PAIR).add_trades(trades(1, 100))
+    asyncio.run(keeper.write())
     store.close()
-    path.write_bytes(b"no database, but as long as one" * 1_000)
-    with pytest.raises(StoreInUse, match="cannot be opened"):
-        CandleStore(folder)
+    path = folder / "candles.duckdb"
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"no database" * 400)
+    damaged = path.read_bytes()
+    with pytest.raises(StoreUnusable, match="cannot be opened"):
+        CandleKeeper(CandleStore(folder)).source_of(PAIR)
+    assert path.read_bytes() == damaged
+
+
+def test_a_file_of_a_back_fill_that_cannot_be_read_is_refused(folder: Path) -> None:
+    (folder / "import").mkdir(parents=True)
+    (folder / "import" / "broken.parquet").write_bytes(b"no parquet")
+    store = CandleStore(folder)
+    [sentence] = store.take_imports()
+    assert sentence.startswith("broken.parquet: ")
+    assert store.take_imports() == []
+    assert (folder / "import" / "broken.refused").exists()
+    store.close()
+
+
+def test_without_a_store_the_newest_candles_are_in_memory() -> None:
+    keeper = CandleKeeper(None, lambda: START_NS)
+    candles = keeper.source_of(PAIR)
+    candles.add_trades(trades(1, source.MEMORY_CANDLES + 10))
+    asyncio.run(keeper.write())
+    assert candles.take_change() is None, "nothing is kept for a store that is not there"
+    page = asyncio.run(candles.page(Interval.SECOND, 0, 1 << 62, 1_000))
+    assert len(page.candles) == 1_000
+    older = asyncio.run(candles.page(Interval.SECOND, 0, page.next_to_ns, 1_000))
+    assert (len(older.candles), older.next_to_ns) == (source.MEMORY_CANDLES - 1_000, 0)
 
 
 def test_missing_trades_are_kept_as_holes(folder: Path) -> None:
