@@ -42,7 +42,19 @@ class Heads:
             if self.sentence:
                 raise BooksAreOlder(self.sentence)
 
+    def older(self, engine: Engine) -> str:
+        """Return why the database must be older than it was; empty if it is not. Keeps nothing."""
+        with self._lock:
+            return self.sentence or self._compared(engine)[0]
+
     def _compare(self, engine: Engine) -> str:
+        sentence, now = self._compared(engine)
+        if not sentence and now != self._known:
+            self._known = now
+            _write(self.path, now)
+        return sentence
+
+    def _compared(self, engine: Engine) -> tuple[str, Known]:
         query = text("SELECT id, cursor, head FROM streams")
         seal = text("SELECT hash FROM seals WHERE stream = :stream AND cursor_to = :cursor")
         with engine.connect() as connection:
@@ -53,16 +65,14 @@ class Heads:
                 given = {"stream": stream, "cursor": cursor}
                 found = connection.execute(seal, given).fetchone()
                 if found is None or bytes(found[0]) != head:
-                    return (
+                    sentence = (
                         f"the database is older than these books: stream {stream} had reached"
                         f" {cursor}, sealed {head.hex()[:16]}, and now stands at"
                         f" {now.get(stream, (0, b''))[0]} without that seal; it was restored from"
                         f" a backup or replaced ({self.path})"
                     )
-        if now != self._known:
-            self._known = now
-            _write(self.path, now)
-        return ""
+                    return sentence, now
+        return "", now
 
 
 def _read(path: Path) -> Known:

@@ -38,9 +38,10 @@ from ledgerd.doors.ledger_messages import (
     new_transfer,
 )
 from ledgerd.follower import Status
-from ledgerd.heads import BooksAreOlder
+from ledgerd.heads import BooksAreOlder, Heads
 from ledgerd.ledger import Ledger
 from ledgerd.reserves.merkle import NONCE_BYTES
+from ledgerd.reserves.proof import prove
 
 SERVICE_NAME: Final = "exchange.v1.LedgerService"
 CALL_LIMIT: Final = 1_000
@@ -56,23 +57,23 @@ def _count(field: str, items: Sequence[object]) -> None:
 
 
 class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
-    """Answers the calls. `statuses` says how settlement goes; `older` why nothing may be done."""
+    """Answers the calls. `statuses` says how settlement goes; `heads` why nothing may be done."""
 
     def __init__(
         self,
         ledger: Ledger,
         engine: Engine,
         statuses: Callable[[], Sequence[Status]],
-        older: Callable[[], str],
+        heads: Heads,
     ) -> None:
         self._ledger = ledger
         self._engine = engine
         self._statuses = statuses
-        self._older = older
+        self._heads = heads
 
     def refuse_if_older(self) -> None:
         """Raise BooksAreOlder once that was noticed."""
-        sentence = self._older()
+        sentence = self._heads.sentence
         if sentence:
             raise BooksAreOlder(sentence)
 
@@ -303,7 +304,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         self, request: ledger_pb2.VerifyBooksRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.VerifyBooksResponse:
         """Compute everything again."""
-        report = audit.verify(self._engine)
+        report = prove(self._engine, self._heads)
         # What settlement keeps in memory must be what the balances say.
         for sentence in self._ledger.differences():
             report.complain(sentence)

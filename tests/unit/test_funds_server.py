@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +11,7 @@ import pytest
 
 from exchange.v1 import funds_pb2, funds_pb2_grpc, ledger_pb2
 from holdfast import MoneyClient
-from ledgerd.__main__ import _verify as prove
+from ledgerd.__main__ import _verify
 from ledgerd.custody.adapter import CustodyUnavailable, NoCustodian
 from ledgerd.custody.deposit_rules import DepositState
 from ledgerd.custody.journal import Subject
@@ -18,6 +19,7 @@ from ledgerd.custody.simulated_chain import SimulatedCustody
 from ledgerd.custody.withdrawal_rules import WithdrawalState
 from ledgerd.doors.funds_server import FundsServicer
 from ledgerd.funds.settings import FundsSettings
+from ledgerd.heads import Heads
 from tests.books import PAIR, fresh_books, superuser
 from tests.funds import (
     AWAY,
@@ -35,6 +37,7 @@ from tests.funds import (
     rich_door,
     untouched_door,
 )
+from tests.unit.test_ledgerd_server import door_to
 
 
 @pytest.fixture
@@ -415,16 +418,23 @@ def test_older_books_refuse_everything(rich: FundsDoor) -> None:
 
 
 def test_the_proof_of_the_books_is_one_of_money_too(
-    rich: FundsDoor, capsys: pytest.CaptureFixture[str]
+    rich: FundsDoor, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     made = rich.answer("RequestWithdrawal", **rich.wanted()).withdrawal
-    assert prove(rich.books.engine) == 0
+    heads = Heads(tmp_path / "ledger.heads")
+    running = door_to(rich.books, [])
+    assert running.answer("VerifyBooks", ledger_pb2.VerifyBooksRequest()).sound
+    assert _verify(rich.books.engine, heads) == 0
     thief = superuser(rich.books)
     with thief.begin() as connection:
         connection.exec_driver_sql("UPDATE withdrawals SET state = 5")
-    assert prove(rich.books.engine) == 1
+    assert _verify(rich.books.engine, heads) == 1
+    answer = running.answer("VerifyBooks", ledger_pb2.VerifyBooksRequest())
+    assert not answer.sound
     shown = capsys.readouterr().out
-    assert f"withdrawal {UUID(bytes=made.id)} is CONFIRMED and the books disagree" in shown
+    complaint = f"withdrawal {UUID(bytes=made.id)} is CONFIRMED and the books disagree"
+    assert complaint in shown
+    assert complaint in answer.complaints
     assert "NOT SOUND" in shown
     with thief.begin() as connection:
         connection.exec_driver_sql("UPDATE withdrawals SET state = 2")

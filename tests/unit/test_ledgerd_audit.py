@@ -18,6 +18,7 @@ from ledgerd.books.queries import liability_proof, reading
 from ledgerd.chart import Phase, Purpose, TransferKind
 from ledgerd.heads import BooksAreOlder, Heads
 from ledgerd.reserves.merkle import Leaf, Node, Step, proof, proven, tree
+from ledgerd.reserves.proof import prove
 from ledgerd.transfers import NewTransfer
 from tests.books import PAIR, TestBooks, custody, fresh_books, superuser, user
 from tests.unit.test_ledgerd_ledger import funded, rows_of, trade
@@ -184,6 +185,14 @@ def test_a_database_older_than_its_kept_head_is_noticed(tmp_path: Path) -> None:
                     older.check(restored.engine)
             assert len(said) == 1
             assert path.read_text() == kept
+            # An auditor says so, too, and leaves the file as it is.
+            assert verify(restored.engine).sound
+            (sentence,) = prove(restored.engine, Heads(path)).complaints
+            assert "older than these books" in sentence
+        assert prove(books.engine, Heads(path)).complaints == []
+        books.ledger.settle(PAIR, rows_of(trade(1, 2, 10)), cursor + 1)
+        assert prove(books.engine, Heads(path)).complaints == []
+        assert path.read_text() == kept
 
 
 LEAVES = st.lists(

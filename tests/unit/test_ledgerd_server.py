@@ -1,7 +1,7 @@
 """LedgerService without a network: every call, what it refuses, and a database that goes away."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -15,6 +15,7 @@ from ledgerd.chart import OwnerKind, Phase, Purpose, TransferKind
 from ledgerd.custody.journal import MoneyBooks
 from ledgerd.database import OWNER, SERVICE, EmbeddedPostgres, connect, migrate
 from ledgerd.follower import State, Status
+from ledgerd.heads import Heads
 from ledgerd.ledger import Ledger
 from ledgerd.reserves.merkle import Leaf, Node, Step, proven
 from ledgerd.server import LedgerServer, LedgerServicer
@@ -31,7 +32,7 @@ class Door:
     books: TestBooks
     server: Any
     servicer: Any = None
-    older: str = ""
+    heads: Heads = field(default_factory=lambda: Heads(server().folder / "never.written"))
 
     def call(self, name: str, request: Any) -> tuple[Any, grpc.StatusCode, str]:
         method = DESCRIPTOR.methods_by_name[name]
@@ -64,7 +65,7 @@ class Door:
 
 def door_to(books: TestBooks, statuses: list[Status]) -> Door:
     door = Door(books, None)
-    servicer = LedgerServicer(books.ledger, books.engine, lambda: statuses, lambda: door.older)
+    servicer = LedgerServicer(books.ledger, books.engine, lambda: statuses, door.heads)
     door.servicer = servicer
     clock = grpc_testing.strict_real_time()
     door.server = grpc_testing.server_from_dictionary({DESCRIPTOR: servicer}, clock)
@@ -399,7 +400,7 @@ def test_an_enum_from_the_future_is_refused(door: Door) -> None:
 
 
 def test_older_books_answer_nothing_but_why(door: Door) -> None:
-    door.older = "restored from a backup"
+    door.heads.sentence = "restored from a backup"
     code, details = door.refused("VerifyBooks", ledger_pb2.VerifyBooksRequest())
     assert (code, details) == (grpc.StatusCode.FAILED_PRECONDITION, "restored from a backup")
 
