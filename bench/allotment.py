@@ -39,7 +39,7 @@ from exchange.v1 import (
     risk_pb2_grpc,
 )
 from ledgerd.chart import OwnerKind, Phase, Purpose, TransferKind
-from ledgerd.database import OWNER, EmbeddedPostgres
+from ledgerd.database import RISK_DATABASE, RISK_OWNER, RISK_SERVICE, EmbeddedPostgres
 
 PAIR: Final = "BTC-USDT"
 LOOPBACK: Final = "127.0.0.1"
@@ -83,8 +83,8 @@ class Exchange:
         self._start("ledgerd", ledger, "--run", str(self.run), *follow)
         postgres = EmbeddedPostgres(self.run / "postgres")
         _await(ledger, "ledger")
-        postgres.create("risk")
-        url = postgres.url(OWNER, "risk").render_as_string(hide_password=False)
+        postgres.create(RISK_DATABASE, owner=RISK_OWNER, service=RISK_SERVICE)
+        url = postgres.url(RISK_OWNER, RISK_DATABASE).render_as_string(hide_password=False)
         self._start("riskd", risk, "--ledger", ledger, "--database-url", url, *follow)
         _await(risk, "exchange.v1.RiskService")
         self.books = ledger_pb2_grpc.LedgerServiceStub(grpc.insecure_channel(ledger))

@@ -36,6 +36,10 @@ from sqlalchemy import URL, Engine, create_engine, make_url
 OWNER: Final = "holdfast_owner"
 SERVICE: Final = "holdfast_service"
 DATABASE: Final = "holdfast"
+RISK_OWNER: Final = "holdfast_risk_owner"
+RISK_SERVICE: Final = "holdfast_risk"
+RISK_DATABASE: Final = "risk"
+"""The risk service's own: neither of its roles may enter the books, and none of theirs its."""
 SUPERUSER: Final = "postgres"
 PORT: Final = 5432
 """Part of the socket's name only: no address is listened on."""
@@ -196,10 +200,16 @@ class EmbeddedPostgres:
         if self.socket.parent != self.folder:
             shutil.rmtree(self.socket, ignore_errors=True)
 
-    def create(self, database: str = DATABASE, template: str | None = None) -> None:
-        """Make the two roles and a database, as far as they are missing."""
+    def create(
+        self,
+        database: str = DATABASE,
+        template: str | None = None,
+        owner: str = OWNER,
+        service: str = SERVICE,
+    ) -> None:
+        """Make two roles and a database that only they may enter, as far as they are missing."""
         with psycopg.connect(self._superuser_address(), autocommit=True) as connection:
-            for role in (OWNER, SERVICE):
+            for role in (owner, service):
                 known = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,))
                 if known.fetchone() is None:
                     statement = sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role))
@@ -208,10 +218,16 @@ class EmbeddedPostgres:
             if known.fetchone() is None:
                 statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
                     sql.Identifier(database),
-                    sql.Identifier(OWNER),
+                    sql.Identifier(owner),
                     sql.Identifier(template or "template1"),
                 )
                 connection.execute(statement)
+            names = {"database": sql.Identifier(database), "service": sql.Identifier(service)}
+            for right in (
+                sql.SQL("REVOKE ALL ON DATABASE {database} FROM PUBLIC"),
+                sql.SQL("GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {service}"),
+            ):
+                connection.execute(right.format(**names))
 
     def drop(self, database: str) -> None:
         """Remove a database and whoever is still connected to it."""

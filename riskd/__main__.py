@@ -1,12 +1,14 @@
 """Run the risk service.
 
     python -m riskd --follow BTC-USDT=127.0.0.1:8850 --ledger 127.0.0.1:50071 --database-url URL
+    python -m riskd --follow BTC-USDT=127.0.0.1:8850 --owner-url URL --database-url URL --migrate
 
 Brings its tables up to date, reads what it kept, follows each pair from there, tells engines what
 they do not know, and serves RiskService. Health says SERVING while every pair's feed is heard.
 """
 
 import asyncio
+import contextlib
 import logging
 import sys
 import time
@@ -22,12 +24,14 @@ from riskd.config import InvalidSetting, RiskConfig, parse
 from riskd.desk import Desk
 from riskd.funds.holdings import Holdings
 from riskd.funds.moves import Policy
+from riskd.head import DatabaseIsOlder, HeadFile
 from riskd.links import LedgerLink, PairLink
 from riskd.server import SERVICE_NAME, RiskServicer
 from riskd.settings import Settings
 from riskd.store import GONE, Store, Stored, connect, migrate
 
 HEALTH_S = 0.2
+HEAD_S = 1.0
 
 log = logging.getLogger("riskd")
 
@@ -64,6 +68,14 @@ async def _tell_health(service: GrpcService, desk: Desk) -> None:
         await asyncio.sleep(HEALTH_S)
 
 
+async def _keep_head(store: Store, folder: Path) -> None:
+    file = HeadFile(folder)
+    while True:
+        with contextlib.suppress(*GONE):
+            file.keep(await asyncio.to_thread(store.head))
+        await asyncio.sleep(HEAD_S)
+
+
 async def _serve(config: RiskConfig, store: Store, stored: Stored) -> int:
     desk = _desk(config, store, stored)
     settings = Settings(stored, store, desk)
@@ -84,6 +96,8 @@ async def _serve(config: RiskConfig, store: Store, stored: Stored) -> int:
         asyncio.create_task(settings.run()),
         asyncio.create_task(_tell_health(service, desk)),
     ]
+    if config.run is not None:
+        work.append(asyncio.create_task(_keep_head(store, config.run)))
     stopped = asyncio.create_task(service.serve_until_stopped())
     done, _ = await asyncio.wait({stopped, *work}, return_when=asyncio.FIRST_COMPLETED)
     failed = [task for task in done if task is not stopped]
@@ -112,14 +126,19 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         config = parse(arguments)
+        migrate(config.owner_url or config.database_url)
+        if config.migrate_only:
+            return 0
         engine = connect(config.database_url)
         try:
-            migrate(engine)
             store = Store(engine, time.time_ns)
-            return run(_serve(config, store, store.load()))
+            stored = store.load()
+            if config.run is not None:
+                HeadFile(config.run).check(stored.head)
+            return run(_serve(config, store, stored))
         finally:
             engine.dispose()
-    except (InvalidSetting, InvalidInstrument, NotLoopback, OSError) as error:
+    except (DatabaseIsOlder, InvalidSetting, InvalidInstrument, NotLoopback, OSError) as error:
         print(f"riskd: {error}", file=sys.stderr)
         return 2
     except GONE as error:

@@ -25,11 +25,15 @@ class RiskConfig:
     pairs: tuple[tuple[str, str], ...]
     """Pairs to look after, each with the address of its order entry."""
     database_url: str
-    """A PostgreSQL database in which this process may make the schema `risk`."""
+    """A PostgreSQL database, as the role that this process works as."""
+    migrate_only: bool = False
+    """Bring the tables up to date and end."""
+    owner_url: str = ""
+    """The same database as the role that makes the schema `risk`; empty: as `database_url`."""
     ledger: str = DEFAULT_LEDGER
     """Address of the ledger service."""
     run: Path | None = None
-    """Folder to write `riskd.port` to, where a supervisor finds it."""
+    """Folder of `riskd.port`, where a supervisor finds it, and of `riskd.head`."""
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     instruments: Path | None = None
@@ -70,8 +74,8 @@ def parse(
 ) -> RiskConfig:
     """Return the configuration given on the command line. Raises InvalidSetting, NotLoopback.
 
-    HOLDFAST_RISK_HOST, _PORT, _DATABASE_URL and _LEDGER give the defaults, HOLDFAST_FOLLOW the
-    pairs.
+    HOLDFAST_RISK_HOST, _PORT, _DATABASE_URL, _OWNER_URL and _LEDGER give the defaults,
+    HOLDFAST_FOLLOW the pairs.
     """
     source = os.environ if environment is None else environment
     parser = argparse.ArgumentParser(
@@ -85,8 +89,16 @@ def parse(
         help="a pair to look after and its order entry; may be given several times",
     )
     parser.add_argument("--database-url", default=source.get("HOLDFAST_RISK_DATABASE_URL", ""))
+    parser.add_argument(
+        "--migrate", action="store_true", help="bring the tables up to date, and end"
+    )
+    parser.add_argument(
+        "--owner-url",
+        default=source.get("HOLDFAST_RISK_OWNER_URL", ""),
+        help="the same database as the role that makes the tables",
+    )
     parser.add_argument("--ledger", default=source.get("HOLDFAST_RISK_LEDGER", DEFAULT_LEDGER))
-    parser.add_argument("--run", type=Path, help="folder to write riskd.port to")
+    parser.add_argument("--run", type=Path, help="folder of riskd.port and riskd.head")
     parser.add_argument("--host", default=source.get("HOLDFAST_RISK_HOST", "127.0.0.1"))
     port = source.get("HOLDFAST_RISK_PORT", str(DEFAULT_PORT))
     parser.add_argument("--port", type=int, default=port, help="0: any free one")
@@ -99,6 +111,8 @@ def parse(
     return RiskConfig(
         pairs=followed_pairs(given.follow, source),
         database_url=given.database_url,
+        owner_url=given.owner_url,
+        migrate_only=given.migrate,
         ledger=given.ledger,
         run=given.run,
         host=given.host,

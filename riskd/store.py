@@ -17,7 +17,9 @@ from uuid import UUID
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, func, make_url, text
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Engine, create_engine, func, make_url, text
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -26,6 +28,7 @@ from sqlmodel import Session, col, select
 from exchange.enums import Asset
 from exchange.refusal import Code, Refusal, Refused
 from riskd import models
+from riskd.head import NOTHING, Head
 from riskd.limits import (
     DAY_NS,
     EngineLimits,
@@ -47,13 +50,15 @@ Account = int
 Pair = str
 
 
+def _driven(url: str) -> URL:
+    given = make_url(url)
+    return given.set(drivername="postgresql+psycopg") if given.drivername == "postgresql" else given
+
+
 def connect(url: str, pool_size: int = 4) -> Engine:
     """Return a pool of connections at READ COMMITTED. Nothing is connected yet."""
-    given = make_url(url)
-    if given.drivername == "postgresql":
-        given = given.set(drivername="postgresql+psycopg")
     return create_engine(
-        given,
+        _driven(url),
         isolation_level="READ COMMITTED",
         pool_size=pool_size,
         max_overflow=0,
@@ -67,12 +72,27 @@ def connect(url: str, pool_size: int = 4) -> Engine:
     )
 
 
-def migrate(engine: Engine, revision: str = "head") -> None:
-    """Bring the tables to a revision, as a role that may make the schema."""
+def migrate(url: str, revision: str = "head") -> None:
+    """Bring the tables to a revision, as a role that may make the schema.
+
+    Where they are at the newest one already, any role will do that may read.
+    """
     settings = Config()
     settings.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    settings.attributes["url"] = engine.url
-    command.upgrade(settings, revision)
+    settings.attributes["url"] = _driven(url)
+    if revision != "head" or not _newest_revision(url, settings):
+        command.upgrade(settings, revision)
+
+
+def _newest_revision(url: str, settings: Config) -> bool:
+    engine = connect(url, 1)
+    try:
+        with engine.connect() as connection:
+            options = {"version_table_schema": models.SCHEMA}
+            found = MigrationContext.configure(connection, opts=options).get_current_revision()
+    finally:
+        engine.dispose()
+    return found == ScriptDirectory.from_config(settings).get_current_head()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +114,7 @@ class Stored:
     kills: dict[tuple[int, str], KillState] = field(default_factory=dict)
     settings: dict[tuple[Pair, Account], EngineLimits] = field(default_factory=dict)
     followed: dict[Pair, bytes] = field(default_factory=dict)
+    head: Head = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +144,15 @@ class Store:
 
     # Reading.
 
+    def head(self) -> Head:
+        """Return how much was decided so far."""
+        with Session(self._engine) as session:
+            return _head(session)
+
     def load(self) -> Stored:
         """Return everything as it is now."""
         with Session(self._engine) as session:
-            stored = Stored(_rules(session, None))
+            stored = Stored(_rules(session, None), head=_head(session))
             for profile in session.exec(select(models.Profile)):
                 stored.profiles[profile.account] = (profile.tier, profile.role)
             for target in session.exec(select(models.Target)):
@@ -359,6 +385,12 @@ def _plain(key: RuleKey) -> list[int | str]:
 def _columns(key: RuleKey) -> dict[str, Any]:
     names = ("kind", "subject", "subject_name", "place", "place_name")
     return dict(zip(names, _plain(key), strict=True))
+
+
+def _head(session: Session) -> Head:
+    changes = session.exec(select(func.max(models.Change.id))).one() or 0
+    withdrawals = session.exec(select(func.count(col(models.Withdrawal.id)))).one()
+    return Head(changes, withdrawals)
 
 
 def _newest(session: Session) -> int:

@@ -20,7 +20,17 @@ from sqlalchemy import URL, Engine
 from exchange.config import load_instrument
 from exchange.instrument import Instrument
 from ledgerd.chart import AccountName, OwnerKind, Phase, Purpose, TransferKind
-from ledgerd.database import OWNER, SERVICE, SUPERUSER, EmbeddedPostgres, connect, migrate
+from ledgerd.database import (
+    OWNER,
+    RISK_DATABASE,
+    RISK_OWNER,
+    RISK_SERVICE,
+    SERVICE,
+    SUPERUSER,
+    EmbeddedPostgres,
+    connect,
+    migrate,
+)
 from ledgerd.ledger import Ledger
 from ledgerd.transfers import Leg, NewTransfer
 
@@ -45,6 +55,19 @@ def server() -> EmbeddedPostgres:
     postgres.create(TEMPLATE)
     migrate(postgres.url(OWNER, TEMPLATE))
     return postgres
+
+
+def make_risk(postgres: EmbeddedPostgres, database: str = RISK_DATABASE) -> None:
+    """Make the risk service's database, with its roles."""
+    postgres.create(database, owner=RISK_OWNER, service=RISK_SERVICE)
+
+
+def risk_addresses(postgres: EmbeddedPostgres) -> tuple[str, ...]:
+    """Return the arguments with which riskd finds its database."""
+    found: tuple[str, ...] = ()
+    for option, role in (("--database-url", RISK_SERVICE), ("--owner-url", RISK_OWNER)):
+        found += (option, postgres.url(role, RISK_DATABASE).render_as_string(hide_password=False))
+    return found
 
 
 @dataclass

@@ -73,7 +73,7 @@ def container(objects: list[Object], name: str) -> Object:
 
 def mounts(objects: list[Object], name: str) -> dict[str, Object]:
     """Return {volume: mount} of a container."""
-    return {mount["name"]: mount for mount in container(objects, name)["volumeMounts"]}
+    return {mount["name"]: mount for mount in container(objects, name).get("volumeMounts", [])}
 
 
 def opened(item: Object) -> dict[str, int]:

@@ -214,7 +214,7 @@ class Plan:
         return found
 
     def second(self, addresses: Mapping[str, str]) -> list[Process]:
-        """Return what needs the addresses of the databases: `ledger`, `ledger_owner`, `risk`."""
+        """Return what needs the addresses of the databases: `ledger`, `risk`, and their owners."""
         assert self.money is not None, "a bare pair has no databases"
         common: tuple[str, ...] = ("--run", str(self.run), *self._instruments())
         for one in self.pairs:
@@ -225,6 +225,7 @@ class Plan:
         ledgerd += (*CUSTODY, *self._approvals())
         riskd = ("-m", "riskd", *common, "--port", str(self.money.risk_port))
         riskd += ("--ledger", self.money.ledger, "--database-url", addresses["risk"])
+        riskd += ("--owner-url", addresses["risk_owner"])
         return [Process(LEDGERD, ledgerd, Stage.BOOKS), Process(RISKD, riskd, Stage.RISK)]
 
     def _of_pair(self, one: PairPlan) -> list[Process]:

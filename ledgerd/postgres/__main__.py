@@ -21,11 +21,19 @@ from typing import Final
 
 import psycopg
 
-from ledgerd.database import OWNER, SERVICE, SUPERUSER, DatabaseTrouble, EmbeddedPostgres
+from ledgerd.database import (
+    OWNER,
+    RISK_DATABASE,
+    RISK_OWNER,
+    RISK_SERVICE,
+    SERVICE,
+    SUPERUSER,
+    DatabaseTrouble,
+    EmbeddedPostgres,
+)
 
 ADDRESSES: Final = "postgres.json"
-"""File in the run folder: `ledger`, `ledger_owner` and `risk`, each an address."""
-RISK_DATABASE: Final = "risk"
+"""File in the run folder: `ledger`, `ledger_owner`, `risk` and `risk_owner`, each an address."""
 RETRY_S: Final = 0.5
 
 log = logging.getLogger("ledgerd.postgres")
@@ -36,8 +44,8 @@ def _announce(run: Path, server: EmbeddedPostgres) -> None:
     addresses = {
         "ledger": server.url(SERVICE),
         "ledger_owner": server.url(OWNER),
-        # riskd makes its tables itself.
-        "risk": server.url(OWNER, RISK_DATABASE),
+        "risk": server.url(RISK_SERVICE, RISK_DATABASE),
+        "risk_owner": server.url(RISK_OWNER, RISK_DATABASE),
     }
     shown = {name: url.render_as_string(hide_password=False) for name, url in addresses.items()}
     unfinished = run / f"{ADDRESSES}.new"
@@ -60,7 +68,7 @@ def _started(server: EmbeddedPostgres) -> psycopg.Connection[tuple[object, ...]]
     """Start the server as far as needed; return a connection that lives as long as it does."""
     found = not server.start()
     server.create()
-    server.create(RISK_DATABASE)
+    server.create(RISK_DATABASE, owner=RISK_OWNER, service=RISK_SERVICE)
     log.info("PostgreSQL in %s %s", server.folder, "was running" if found else "is started")
     address = f"host={server.socket} user={SUPERUSER} dbname=postgres"
     return psycopg.connect(address, autocommit=True)

@@ -45,7 +45,8 @@ PAIRS = tuple(path.name for path in OVERLAYS)
 ROLES = {
     "ledgerd-database/service-url": ("holdfast_service", "holdfast"),
     "ledgerd-database/owner-url": ("holdfast_owner", "holdfast"),
-    "riskd-database/url": ("holdfast_risk", "risk"),
+    "riskd-database/service-url": ("holdfast_risk", "risk"),
+    "riskd-database/owner-url": ("holdfast_risk_owner", "risk"),
 }
 
 

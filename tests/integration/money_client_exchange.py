@@ -15,6 +15,7 @@ from holdfast import MoneyClient, Retry
 from ledgerd.custody.adapter import Payout
 from ledgerd.custody.simulated_chain import CALM, SimulatedCustody
 from ledgerd.funds.desk import CHAIN_FILE, CHAIN_SEED
+from tests.books import make_risk
 from tests.integration.risk_processes import Exchange, Service
 
 ALICE, BOB, CAROL, DAVE = 1, 2, 3, 4
@@ -52,7 +53,7 @@ class MoneyExchange(Exchange):
         for processes in self.pairs.values():
             processes.await_health()
         await_serving(self.ledgerd, "ledger")
-        self.postgres.create("risk")
+        make_risk(self.postgres)
         self.riskd.start()
         await_serving(self.riskd, "exchange.v1.RiskService")
 

@@ -24,7 +24,8 @@ from exchange.v1 import (
     risk_pb2_grpc,
 )
 from ledgerd.chart import OwnerKind, Phase, Purpose, TransferKind
-from ledgerd.database import OWNER, EmbeddedPostgres
+from ledgerd.database import EmbeddedPostgres
+from tests.books import make_risk, risk_addresses
 from tests.integration.exchange_processes import ROOT, PairProcesses, free_port
 
 BTC, ETH = "BTC-USDT", "ETH-USDT"
@@ -191,12 +192,11 @@ class Exchange(Books):
             follow += ["--follow", f"{pair}={processes.target}"]
         self.ledgerd = Service(run, "ledgerd", "--run", str(run), *follow)
         self.postgres = EmbeddedPostgres(run / "postgres")
-        url = self.postgres.url(OWNER, "risk").render_as_string(hide_password=False)
         ledger = f"127.0.0.1:{self.ledgerd.port}"
         self.riskd = Service(
             run,
             "riskd",
-            *("--ledger", ledger, "--database-url", url),
+            *("--ledger", ledger, *risk_addresses(self.postgres)),
             *("--sticky", "0", "--headroom", str(headroom)),
             *follow,
         )
@@ -220,7 +220,7 @@ class Exchange(Books):
         for processes in self.pairs.values():
             processes.await_health()
         self.ledgerd.await_health("ledger")
-        self.postgres.create("risk")
+        make_risk(self.postgres)
         self.start_riskd()
 
     def start_riskd(self) -> None:

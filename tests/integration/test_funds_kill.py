@@ -24,8 +24,9 @@ import pytest
 from exchange.service import refusal_in
 from exchange.v1 import funds_pb2, funds_pb2_grpc, ledger_pb2, risk_pb2, risk_pb2_grpc
 from ledgerd.custody.simulated_chain import CALM, SimulatedCustody
-from ledgerd.database import OWNER, EmbeddedPostgres
+from ledgerd.database import EmbeddedPostgres
 from ledgerd.funds.desk import CHAIN_FILE, CHAIN_SEED
+from tests.books import make_risk, risk_addresses
 from tests.integration.exchange_processes import ROOT
 from tests.integration.risk_processes import DEADLINE_S, Service
 
@@ -48,7 +49,6 @@ class Money:
     def __init__(self, run: Path, chance: random.Random, kill_percent: int) -> None:
         self.run, self.chance, self.kill_percent = run, chance, kill_percent
         self.postgres = EmbeddedPostgres(run / "postgres")
-        risk = self.postgres.url(OWNER, "risk").render_as_string(hide_password=False)
         self.ledgerd = Service(
             run,
             "ledgerd",
@@ -57,7 +57,7 @@ class Money:
             *("--address-wait", "0s"),
         )
         ledger = f"127.0.0.1:{self.ledgerd.port}"
-        given = ("--database-url", risk, "--ledger", ledger, "--follow", NOWHERE)
+        given = (*risk_addresses(self.postgres), "--ledger", ledger, "--follow", NOWHERE)
         self.riskd = Service(run, "riskd", *given)
         self.ledgerd.arguments += ("--risk", f"127.0.0.1:{self.riskd.port}")
         self.funds: Any = funds_pb2_grpc.FundsServiceStub(self.ledgerd.channel)
@@ -68,7 +68,7 @@ class Money:
     def start(self) -> None:
         self.ledgerd.start()
         self.ledgerd.await_health("exchange.v1.FundsService")
-        self.postgres.create("risk")
+        make_risk(self.postgres)
         self.riskd.start()
         change = risk_pb2.LimitChange(
             key=risk_pb2.LimitKey(

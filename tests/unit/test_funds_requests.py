@@ -33,7 +33,7 @@ class Limits:
     def __init__(self, books: TestBooks) -> None:
         url = books.url(SUPERUSER).render_as_string(hide_password=False)
         self.engine = connect(url, 2)
-        migrate(self.engine)
+        migrate(url)
         self.store = Store(self.engine, books.clock)
         self.broken = ""
         """Empty; "before" or "after": where the call is lost."""

@@ -49,7 +49,8 @@ DATABASE = "postgresql://holdfast_service@database/holdfast"
 SECRETS = {
     "ledgerd-database/service-url": DATABASE,
     "ledgerd-database/owner-url": "postgresql://holdfast_owner@database/holdfast",
-    "riskd-database/url": "postgresql://holdfast_risk@database/risk",
+    "riskd-database/service-url": "postgresql://holdfast_risk@database/risk",
+    "riskd-database/owner-url": "postgresql://holdfast_risk_owner@database/risk",
 }
 workload = pytest.mark.parametrize("name", WORKLOADS)
 
@@ -280,7 +281,11 @@ def _ledgerd(arguments: list[str]) -> Told:
 
 def _riskd(arguments: list[str]) -> Told:
     config = riskd.config.parse(arguments)
-    assert config.database_url == SECRETS["riskd-database/url"]
+    assert config.database_url == SECRETS["riskd-database/service-url"]
+    owned = config.owner_url == SECRETS["riskd-database/owner-url"]
+    assert owned == config.migrate_only, "only migrations are made as the owner"
+    if owned:
+        return Told({})
     calls = {target for _, target in config.pairs} | {config.ledger}
     return Told({"risk": f"{config.host}:{config.port}"}, frozenset(calls))
 

@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -11,7 +12,8 @@ from sqlalchemy.exc import DBAPIError
 
 from exchange.enums import Asset
 from exchange.refusal import Refused
-from ledgerd.database import OWNER
+from ledgerd.database import OWNER, RISK_OWNER, RISK_SERVICE, SERVICE
+from riskd.head import DatabaseIsOlder, Head, HeadFile
 from riskd.limits import (
     DAY_NS,
     Change,
@@ -23,7 +25,7 @@ from riskd.limits import (
     RuleKey,
 )
 from riskd.store import KillState, Store, connect, migrate
-from tests.books import START_NS, Clock, server
+from tests.books import START_NS, TEMPLATE, Clock, make_risk, server
 
 _names = itertools.count(1)
 OPEN_ORDERS = RuleKey(LimitKind.OPEN_ORDERS, LimitSubject.ACCOUNT, "7", LimitPlace.EVERYWHERE, "")
@@ -34,20 +36,24 @@ YES = lambda mine, total: RiskReason.UNSPECIFIED  # noqa: E731
 class Kept:
     """A store over a database of its own."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, name: str, engine: Engine) -> None:
+        self.name, self.engine = name, engine
         self.clock = Clock()
         self.store = Store(engine, self.clock)
+
+
+def address(role: str, name: str) -> str:
+    return server().url(role, name).render_as_string(hide_password=False)
 
 
 @pytest.fixture
 def kept() -> Iterator[Kept]:
     name = f"risk_{next(_names)}"
-    server().create(name)
-    engine = connect(server().url(OWNER, name).render_as_string(hide_password=False))
-    migrate(engine)
+    make_risk(server(), name)
+    migrate(address(RISK_OWNER, name))
+    engine = connect(address(RISK_SERVICE, name))
     try:
-        yield Kept(engine)
+        yield Kept(name, engine)
     finally:
         engine.dispose()
         server().drop(name)
@@ -55,7 +61,8 @@ def kept() -> Iterator[Kept]:
 
 def test_a_second_migration_changes_nothing(kept: Kept) -> None:
     kept.store.change_limits([Change(OPEN_ORDERS, 5)], 0, "ann", "first")
-    migrate(kept.engine)
+    for role in (RISK_OWNER, RISK_SERVICE):
+        migrate(address(role, kept.name))
     assert kept.store.load().rules.values == {OPEN_ORDERS: 5}
 
 
@@ -128,8 +135,54 @@ def test_every_change_leaves_a_row_newest_first(kept: Kept) -> None:
 )
 def test_what_was_changed_stays_on_record(kept: Kept, statement: str) -> None:
     kept.store.change_limits([Change(OPEN_ORDERS, 5)], 0, "ann", "")
-    with kept.engine.connect() as connection, pytest.raises(DBAPIError, match="kept as they are"):
+    with kept.engine.connect() as connection, pytest.raises(DBAPIError, match="permission denied"):
         connection.execute(text(statement))
+    owner = connect(address(RISK_OWNER, kept.name), 1)
+    with owner.connect() as connection, pytest.raises(DBAPIError, match="kept as they are"):
+        connection.execute(text(statement))
+    owner.dispose()
+
+
+def test_the_service_may_not_put_the_guard_away(kept: Kept) -> None:
+    with kept.engine.connect() as connection, pytest.raises(DBAPIError, match="must be owner"):
+        connection.execute(text("ALTER TABLE risk.changes DISABLE TRIGGER kept"))
+    store, request = kept.store, UUID(int=1)
+    assert not store.reserve_withdrawal(request, 7, "BTC", 5, YES)
+    for statement in (
+        "UPDATE risk.withdrawals SET amount_units = 1",
+        "DELETE FROM risk.withdrawals",
+    ):
+        with kept.engine.connect() as connection, pytest.raises(DBAPIError, match="denied"):
+            connection.execute(text(statement))
+    assert store.release_withdrawal(request)
+
+
+@pytest.mark.parametrize(
+    ("role", "of"), [(RISK_OWNER, ""), (RISK_SERVICE, ""), (OWNER, "risk"), (SERVICE, "risk")]
+)
+def test_neither_service_enters_the_others_database(kept: Kept, role: str, of: str) -> None:
+    entered = connect(address(role, kept.name if of else TEMPLATE), 1)
+    with pytest.raises(DBAPIError, match="CONNECT privilege"):
+        entered.connect()
+    entered.dispose()
+
+
+def test_a_database_that_forgot_something_is_told_from_one_that_grew(
+    kept: Kept, tmp_path: Path
+) -> None:
+    HeadFile(tmp_path).check(kept.store.head())
+    kept.store.set_kill(3, "", True, "ann", "")
+    first = kept.store.head()
+    kept.store.reserve_withdrawal(UUID(int=2), 7, "BTC", 5, YES)
+    second = kept.store.head()
+    assert (first, second) == (Head(1, 0), Head(1, 1))
+    HeadFile(tmp_path).keep(first)
+    HeadFile(tmp_path).check(second)
+    HeadFile(tmp_path).keep(second)
+    HeadFile(tmp_path).check(second)
+    for older in (first, Head(0, 1)):
+        with pytest.raises(DatabaseIsOlder, match="had reached change 1 with 1;"):
+            HeadFile(tmp_path).check(older)
 
 
 def test_everything_is_found_again_at_a_start(kept: Kept) -> None:

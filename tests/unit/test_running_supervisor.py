@@ -366,13 +366,14 @@ def test_a_plan_names_every_process_of_its_pairs(tmp_path: Path) -> None:
     assert engine.endswith("--durability os --inboxes 2")
     assert {"BTC-USDT", "ETH-USDT"} < {*first["", "mdgateway"]}
     assert first["", "mdgateway"][-2:] == ("--http-port", "-1")
-    addresses = {"ledger": "url-1", "ledger_owner": "url-2", "risk": "url-3"}
+    addresses = {"ledger": "url-1", "ledger_owner": "url-2", "risk": "url-3", "risk_owner": "url-4"}
     ledgerd, riskd = (" ".join(one.arguments) for one in plan.second(addresses))
     follow = "--follow BTC-USDT=127.0.0.1:8850 --follow ETH-USDT=127.0.0.1:8860"
     assert f"{follow} --port 8870 --database-url url-1 --owner-url url-2" in ledgerd
     assert "--risk 127.0.0.1:8871 --custodian simulated" in ledgerd
     assert "--approval-above BTC=0.1" in ledgerd
-    assert f"{follow} --port 8871 --ledger 127.0.0.1:8870 --database-url url-3" in riskd
+    ledger = "--ledger 127.0.0.1:8870"
+    assert f"{follow} --port 8871 {ledger} --database-url url-3 --owner-url url-4" in riskd
     bare = Plan(tmp_path, pairs[:1]).first()
     assert "--risk" not in bare[1].arguments
     assert [one.name for one in bare] == ["engine", "entry-0", "entry-1"]
