@@ -24,11 +24,11 @@ from riskd.config import InvalidSetting, RiskConfig, parse
 from riskd.desk import Desk
 from riskd.funds.holdings import Holdings
 from riskd.funds.moves import Policy
-from riskd.head import DatabaseIsOlder, HeadFile
 from riskd.links import LedgerLink, PairLink
 from riskd.server import SERVICE_NAME, RiskServicer
 from riskd.settings import Settings
-from riskd.store import GONE, Store, Stored, connect, migrate
+from riskd.storage.head import DatabaseIsOlder, HeadFile
+from riskd.storage.store import GONE, Store, Stored, connect, migrate
 
 HEALTH_S = 0.2
 HEAD_S = 1.0

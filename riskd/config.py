@@ -33,7 +33,7 @@ class RiskConfig:
     ledger: str = DEFAULT_LEDGER
     """Address of the ledger service."""
     run: Path | None = None
-    """Folder of `riskd.port`, where a supervisor finds it, and of `riskd.head`."""
+    """Folder of `riskd.port`, where a supervisor finds it, and of `riskd.storage.head`."""
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     instruments: Path | None = None
@@ -98,7 +98,7 @@ def parse(
         help="the same database as the role that makes the tables",
     )
     parser.add_argument("--ledger", default=source.get("HOLDFAST_RISK_LEDGER", DEFAULT_LEDGER))
-    parser.add_argument("--run", type=Path, help="folder of riskd.port and riskd.head")
+    parser.add_argument("--run", type=Path, help="folder of riskd.port and riskd.storage.head")
     parser.add_argument("--host", default=source.get("HOLDFAST_RISK_HOST", "127.0.0.1"))
     port = source.get("HOLDFAST_RISK_PORT", str(DEFAULT_PORT))
     parser.add_argument("--port", type=int, default=port, help="0: any free one")

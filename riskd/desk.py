@@ -24,7 +24,7 @@ from riskd.funds.holdings import Certainty, FeedTrouble, packed
 from riskd.funds.moves import Instruct, Learn, Move, ReadTrading, Send, Step, Want
 from riskd.limits import RiskReason
 from riskd.links import LedgerLink, PairLink, Unanswered
-from riskd.store import GONE, Store
+from riskd.storage.store import GONE, Store
 
 CONSUMER: Final = "riskd"
 TICK_S: Final = 0.05

@@ -41,7 +41,7 @@ from riskd.limits import (
 )
 from riskd.links import Unanswered
 from riskd.settings import MARKET_MAKER, TRADER, Scope, Settings
-from riskd.store import GONE, Store
+from riskd.storage.store import GONE, Store
 
 SERVICE_NAME: Final = "exchange.v1.RiskService"
 CHANGE_LIMIT: Final = 1_000

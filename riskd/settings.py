@@ -33,7 +33,7 @@ from riskd.limits import (
     band_around,
 )
 from riskd.links import PairLink, Unanswered, refused
-from riskd.store import GONE, KillState, Store, Stored
+from riskd.storage.store import GONE, KillState, Store, Stored
 
 NO_LIMITS: Final = EngineLimits(0, 0, 0)
 BAND: Final = 0

@@ -1,10 +1,10 @@
-"""Run the migrations on the address that `riskd.store.migrate` was given."""
+"""Run the migrations on the address that `riskd.storage.store.migrate` was given."""
 
 from alembic import context
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from riskd.models import SCHEMA, Table
+from riskd.storage.models import SCHEMA, Table
 
 engine = create_engine(context.config.attributes["url"], poolclass=NullPool)
 with engine.connect() as connection:

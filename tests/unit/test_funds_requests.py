@@ -18,7 +18,7 @@ from ledgerd.database import SUPERUSER
 from ledgerd.funds.requests import GRACE_NS
 from ledgerd.funds.risk_link import RiskLink, RiskUnavailable
 from riskd.limits import RiskReason
-from riskd.store import Store, connect, migrate
+from riskd.storage.store import Store, connect, migrate
 from tests.books import TestBooks, superuser
 from tests.funds import NEEDED, FundsDoor, door_over, fresh_door
 

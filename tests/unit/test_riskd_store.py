@@ -13,7 +13,6 @@ from sqlalchemy.exc import DBAPIError
 from exchange.enums import Asset
 from exchange.refusal import Refused
 from ledgerd.database import OWNER, RISK_OWNER, RISK_SERVICE, SERVICE
-from riskd.head import DatabaseIsOlder, Head, HeadFile
 from riskd.limits import (
     DAY_NS,
     Change,
@@ -24,7 +23,8 @@ from riskd.limits import (
     RiskReason,
     RuleKey,
 )
-from riskd.store import KillState, Store, connect, migrate
+from riskd.storage.head import DatabaseIsOlder, Head, HeadFile
+from riskd.storage.store import KillState, Store, connect, migrate
 from tests.books import START_NS, TEMPLATE, Clock, make_risk, server
 
 _names = itertools.count(1)

@@ -32,7 +32,7 @@ class HeadFile:
     """The last head that was seen."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "riskd.head"
+        self._path = folder / "riskd.storage.head"
         self._known = NOTHING
         if self._path.exists():
             change, count = self._path.read_text(encoding="ascii").split()

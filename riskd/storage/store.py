@@ -27,8 +27,6 @@ from sqlmodel import Session, col, select
 
 from exchange.enums import Asset
 from exchange.refusal import Code, Refusal, Refused
-from riskd import models
-from riskd.head import NOTHING, Head
 from riskd.limits import (
     DAY_NS,
     EngineLimits,
@@ -40,6 +38,8 @@ from riskd.limits import (
     RuleKey,
 )
 from riskd.limits import Change as LimitChange
+from riskd.storage import models
+from riskd.storage.head import NOTHING, Head
 
 GONE: Final = (OperationalError, InterfaceError, PoolTimeout)
 """The database does not answer; the next call may find it again."""
@@ -78,7 +78,7 @@ def migrate(url: str, revision: str = "head") -> None:
     Where they are at the newest one already, any role will do that may read.
     """
     settings = Config()
-    settings.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    settings.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
     settings.attributes["url"] = _driven(url)
     if revision != "head" or not _newest_revision(url, settings):
         command.upgrade(settings, revision)
