@@ -95,9 +95,9 @@ def _check_who(request: Any) -> tuple[str, str]:
     return actor, note
 
 
-def _check_account(account: int) -> int:
-    limit = f"from 1 to {ACCOUNT_LIMIT}"
-    _demand(1 <= account <= ACCOUNT_LIMIT, "ACCOUNT_INVALID", "account", account, limit)
+def _check_account(account: int, highest: int = ACCOUNT_LIMIT) -> int:
+    fits = 1 <= account <= highest
+    _demand(fits, "ACCOUNT_INVALID", "account", account, f"from 1 to {highest}")
     return account
 
 
@@ -137,6 +137,7 @@ class RiskServicer(risk_pb2_grpc.RiskServiceServicer):
             pair: link.instrument for pair, link in desk.links.items()
         }
         self._assets = assets_of(self._instruments)
+        self._highest = [item.account_capacity - 1 for item in self._instruments.values()]
 
     def _check_pair(self, pair: str) -> Instrument:
         limit = " or ".join(sorted(self._instruments))
@@ -239,9 +240,7 @@ class RiskServicer(risk_pb2_grpc.RiskServiceServicer):
         role = self._settings.role(account)
         maker = role == MARKET_MAKER or units == 0
         _demand(maker, "ROLE_INVALID", "account", account, "of a market maker")
-        highest = instrument.account_capacity - 1
-        fits = account <= highest
-        _demand(fits, "ACCOUNT_INVALID", "account", account, f"at most {highest} in this pair")
+        _check_account(account, instrument.account_capacity - 1)
         given = (account, instrument.pair, Asset(asset), units)
         change = await _stored(self._store.set_target, *given, actor, note)
         if units:
@@ -379,12 +378,12 @@ class RiskServicer(risk_pb2_grpc.RiskServiceServicer):
         names = " or ".join(sorted(self._assets))
         _demand(request.asset in self._assets, "ASSET_UNKNOWN", "asset", request.asset, names)
         if not request.pair:
-            self._check_capacity(account, self._instruments.values())
+            _check_account(account, min(self._highest))
             reason = await self._desk.back_in_trading(account, request.asset, units, patience_s)
             released = 0
         else:
             instrument = self._check_pair(request.pair)
-            self._check_capacity(account, [instrument])
+            _check_account(account, instrument.account_capacity - 1)
             own = {asset_name(instrument, asset): asset for asset in _ASSETS}
             limit = " or ".join(own)
             _demand(request.asset in own, "ASSET_UNKNOWN", "asset", request.asset, limit)
@@ -394,12 +393,6 @@ class RiskServicer(risk_pb2_grpc.RiskServiceServicer):
         return risk_pb2.RecallFundsResponse(
             reason=_reason(reason), message=SENTENCES.get(reason, ""), released_units=released
         )
-
-    @staticmethod
-    def _check_capacity(account: int, instruments: Any) -> None:
-        highest = min(item.account_capacity for item in instruments) - 1
-        limit = f"at most {highest}"
-        _demand(account <= highest, "ACCOUNT_INVALID", "account", account, limit)
 
     async def ReserveWithdrawal(
         self, request: risk_pb2.ReserveWithdrawalRequest, context: Context
@@ -447,7 +440,10 @@ class RiskServicer(risk_pb2_grpc.RiskServiceServicer):
         named = scope in {Scope.ACCOUNT, Scope.PAIR, Scope.EVERYTHING}
         _demand(named, "SCOPE_INVALID", "scope", scope, "account, pair or everything")
         if scope == Scope.ACCOUNT:
-            name = str(_check_account(request.account))
+            # What was set can be lifted, whatever room pairs have by now.
+            lifts = not request.killed and self._settings.kills_of(request.account).account
+            highest = ACCOUNT_LIMIT if lifts else max(self._highest)
+            name = str(_check_account(request.account, highest))
         elif scope == Scope.PAIR:
             name = self._check_pair(request.pair).pair
         try:

@@ -150,6 +150,7 @@ def test_a_deposit_is_followed_until_it_is_credited(holdfast: Holdfast) -> None:
         ("limits lift exposure --in DOGE --note x", "DOGE"),
         ("kill pair A-B", "PAIR_UNKNOWN"),
         ("kill account 0", "ACCOUNT_INVALID"),
+        ("kill account 999999999", "account is '999999999'; it must be from 1 to 65535"),
         ("verify --proof DOGE", "ASSET_UNKNOWN"),
     ],
 )

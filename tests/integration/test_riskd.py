@@ -187,6 +187,19 @@ def test_requests_that_mean_nothing(whole: Exchange) -> None:
     assert (info.reason, info.metadata["field"]) == ("FIELD_MISSING", "actor")
 
 
+@pytest.mark.parametrize("account", [0, 1 << 16, 999_999_999])
+def test_an_account_that_no_pair_has_cannot_be_stopped(whole: Exchange, account: int) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        kill(whole, risk_pb2.KILL_SCOPE_ACCOUNT, True, account=account)
+    info = refusal_in(caught.value)
+    assert info is not None
+    assert info.reason == "ACCOUNT_INVALID"
+    named = {key: info.metadata[key] for key in ("field", "value", "limit")}
+    assert named == {"field": "account", "value": str(account), "limit": "from 1 to 65535"}
+    status = whole.risk.GetRiskStatus(risk_pb2.GetRiskStatusRequest(), timeout=DEADLINE_S)
+    assert not status.killed_accounts
+
+
 def test_a_kill_does_not_wait_for_the_database(whole: Exchange) -> None:
     whole.request(CAROL, BTC, QUOTE, 100 * UNIT)
     whole.postgres.stop("immediate")
