@@ -5,6 +5,13 @@ An alarm is raised again without harm: its time stays, its sentence is the newes
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
+
+SECOND_NS: Final = 1_000_000_000
+SAID_AGAIN_NS: Final = 60 * SECOND_NS
+"""While it lasts, silence is spoken of once in so long."""
+SOUND_NS: Final = 5 * SECOND_NS
+"""Who answered, and failed nobody for so long, answers again. Longer than a call may take."""
 
 
 class Alarm(IntEnum):
@@ -71,3 +78,50 @@ class Lateness:
             if reached is not None and reached >= there:
                 return False
         return now_ns - self._mark_ns > self._limit_ns
+
+
+@dataclass(slots=True)
+class _Silence:
+    since_ns: int
+    said_ns: int
+    failed_ns: int
+    answered: bool = False
+
+
+class Silences:
+    """Who does not answer: worth a line when it begins, now and then, and when it is over.
+
+    Many questions are asked at a time, and one that fails among others that do not is no end.
+    """
+
+    def __init__(self) -> None:
+        self._silences: dict[str, _Silence] = {}
+
+    def failed(self, whom: str, now_ns: int) -> bool:
+        """Note that somebody did not answer; return True when that has to be said."""
+        silence = self._silences.get(whom)
+        if silence is None:
+            self._silences[whom] = _Silence(now_ns, now_ns, now_ns)
+            return True
+        silence.failed_ns, silence.answered = now_ns, False
+        if now_ns - silence.said_ns < SAID_AGAIN_NS:
+            return False
+        silence.said_ns = now_ns
+        return True
+
+    def answered(self, whom: str) -> None:
+        """Note that somebody answered."""
+        silence = self._silences.get(whom)
+        if silence is not None:
+            silence.answered = True
+
+    def over(self, now_ns: int) -> list[tuple[str, int]]:
+        """Return, once, who answers again, and from its first silence to its last how long."""
+        found = [
+            (whom, silence.failed_ns - silence.since_ns)
+            for whom, silence in self._silences.items()
+            if silence.answered and now_ns - silence.failed_ns >= SOUND_NS
+        ]
+        for whom, _ in found:
+            del self._silences[whom]
+        return found

@@ -18,12 +18,12 @@ import grpc
 from exchange.enums import Asset, ExecutionKind, Reason
 from exchange.feed import FeedBroken, FeedOutOfRange, FeedRefused
 from exchange.v1 import ledger_pb2
-from riskd.alarms import Alarm, Alarms, Lateness
+from riskd.alarms import SECOND_NS, Alarm, Alarms, Lateness, Silences
 from riskd.allotments import Allotments
 from riskd.funds.holdings import Certainty, FeedTrouble, packed
 from riskd.funds.moves import Instruct, Learn, Move, ReadTrading, Send, Step, Want
 from riskd.limits import RiskReason
-from riskd.links import LedgerLink, PairLink, Unanswered
+from riskd.links import LEDGER, LedgerLink, PairLink, Unanswered
 from riskd.storage.store import GONE, Store
 
 CONSUMER: Final = "riskd"
@@ -34,7 +34,6 @@ KEEP_S: Final = 1
 SETTLED_S: Final = 0.02
 """Between two looks at the ledger's settlement while money is on its way back."""
 SETTLED_IDLE_S: Final = 0.5
-SECOND_NS: Final = 1_000_000_000
 RECALL_TRIES: Final = 4
 _EXPECTED: Final = (
     Reason.UNSPECIFIED,
@@ -78,6 +77,7 @@ class Desk:
         self.alarms = Alarms()
         self.heard = {pair: Heard(settlement_late_s) for pair in links}
         self._store = store
+        self._silences = Silences()
         self._stale_s = stale_s
         self._kept = {pair: item.cursor for pair, item in machine.holdings.items()}
         self._work = asyncio.Event()
@@ -117,6 +117,8 @@ class Desk:
             self.machine.finished.clear()
             self._tell()
             self._watch_feeds(now_ns)
+            for whom, silent_ns in self._silences.over(time.monotonic_ns()):
+                log.info("%s answers again, after %d s", whom, silent_ns // SECOND_NS)
             self._work.clear()
             try:
                 async with asyncio.timeout(TICK_S):
@@ -175,9 +177,11 @@ class Desk:
             else:
                 await self._send(step)
         except Unanswered as error:
-            log.warning("%s", error)
+            self.unanswered(error)
             await asyncio.sleep(PAUSE_S)
             self.machine.failed(step)
+        else:
+            self.answered(step.move.pair if isinstance(step, Send) else LEDGER)
         self.wake()
 
     async def _send(self, step: Send) -> None:
@@ -225,7 +229,9 @@ class Desk:
                 found = await self.ledger.settlements()
             except Unanswered as error:
                 found = {}
-                log.debug("%s", error)
+                self.unanswered(error)
+            else:
+                self.answered(LEDGER)
             for pair, heard in self.heard.items():
                 self._settlement(pair, heard, found.get(pair))
             if self.machine.returning and found:
@@ -258,6 +264,15 @@ class Desk:
             if self.machine.returning or not late:
                 self.wake()
         self.raise_alarm(pair, Alarm.SETTLEMENT_LATE, sentence, now_ns)
+
+    def unanswered(self, error: Unanswered) -> None:
+        """Log who does not answer when it begins, and seldom while it lasts."""
+        if self._silences.failed(error.whom, time.monotonic_ns()):
+            log.warning("%s", error)
+
+    def answered(self, whom: str) -> None:
+        """Note that somebody answers, which is logged if it did not for a while."""
+        self._silences.answered(whom)
 
     def raise_alarm(self, pair: str, alarm: Alarm, sentence: str, now_ns: int = 0) -> None:
         """Raise an alarm, or end it with an empty sentence."""

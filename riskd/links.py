@@ -29,6 +29,7 @@ from riskd.limits import EngineLimits, RiskReason
 CALL_S: Final = 3
 PAGE: Final = 1_000
 ACTOR: Final = "riskd"
+LEDGER: Final = "the ledger"
 _TRADERS: Final = (
     ledger_pb2.OWNER_KIND_USER,
     ledger_pb2.OWNER_KIND_SUB_ACCOUNT,
@@ -55,10 +56,14 @@ _REASONS: Final = {
 class Unanswered(Exception):
     """It is not known whether what was asked was done; the sentence names whom and why."""
 
+    def __init__(self, whom: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.whom = whom
+
 
 def _unanswered(whom: str, error: grpc.RpcError) -> Unanswered:
     assert isinstance(error, aio.AioRpcError)
-    return Unanswered(f"{whom} does not answer: {error.code().name}: {error.details()}")
+    return Unanswered(whom, f"{whom} does not answer: {error.code().name}: {error.details()}")
 
 
 def _definite(error: grpc.RpcError) -> RiskReason:
@@ -92,7 +97,7 @@ class LedgerLink:
             try:
                 answer = await self._stub.ListBalances(request, timeout=CALL_S)
             except grpc.RpcError as error:
-                raise _unanswered("the ledger", error) from error
+                raise _unanswered(LEDGER, error) from error
             if answer.balances:
                 # An owner number names one owner, whatever its kind.
                 self._kinds[account] = kind
@@ -125,7 +130,7 @@ class LedgerLink:
         except grpc.RpcError as error:
             reason = _definite(error)
             if reason == RiskReason.UNSPECIFIED:
-                raise _unanswered("the ledger", error) from error
+                raise _unanswered(LEDGER, error) from error
             return reason
         return int(answer.transfer_number)
 
@@ -139,7 +144,7 @@ class LedgerLink:
             try:
                 answer = await self._stub.ListInstructions(request, timeout=CALL_S)
             except grpc.RpcError as error:
-                raise _unanswered("the ledger", error) from error
+                raise _unanswered(LEDGER, error) from error
             found += [_instruction(item) for item in answer.instructions]
             if len(answer.instructions) < PAGE:
                 return found
@@ -151,7 +156,7 @@ class LedgerLink:
         try:
             answer = await self._stub.ListSettlements(request, timeout=CALL_S)
         except grpc.RpcError as error:
-            raise _unanswered("the ledger", error) from error
+            raise _unanswered(LEDGER, error) from error
         return {item.pair: item for item in answer.settlements}
 
 

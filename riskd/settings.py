@@ -278,8 +278,10 @@ class Settings:
             for place in range(0, len(missing), TOLD_AT_ONCE):
                 part = missing[place : place + TOLD_AT_ONCE]
                 await asyncio.gather(*(self._tell_limits(pair, account) for account in part))
-        except (Unanswered, *GONE) as error:
-            log.warning("%s: settings: %s", pair, error)
+        except Unanswered as error:
+            self._desk.unanswered(error)
+        except GONE as error:
+            log.warning("%s: settings: %s", pair, str(error).split("\n")[0])
 
     def _unconfirmed_kills(self) -> list[tuple[str, Scope, str]]:
         found = []
@@ -295,8 +297,12 @@ class Settings:
             return True
         try:
             await self._tell_limits(pair, account)
-        except (Unanswered, *GONE) as error:
-            log.warning("%s: limits of account %d: %s", pair, account, error)
+        except Unanswered as error:
+            self._desk.unanswered(error)
+            self._again.set()
+        except GONE as error:
+            first = str(error).split("\n")[0]
+            log.warning("%s: limits of account %d: %s", pair, account, first)
             self._again.set()
         return self.confirmed(account, pair)
 
@@ -307,7 +313,9 @@ class Settings:
                 return
             report = await self._links[pair].set_limits(account, wanted)
             if refused(report):
-                raise Unanswered(f"{pair} refuses limits: {Reason(int(report.reason)).name}")
+                reason = Reason(int(report.reason)).name
+                raise Unanswered(pair, f"{pair} refuses limits: {reason}")
+            self._desk.answered(pair)
             self._confirmed[pair, account] = wanted
             await asyncio.to_thread(self._store.confirm_setting, pair, account, wanted)
 
@@ -328,7 +336,9 @@ class Settings:
             low, high = band_around(link.instrument, last, width)
             report = await link.set_band(low, high, width)
             if refused(report):
-                raise Unanswered(f"{pair} refuses a band: {Reason(int(report.reason)).name}")
+                reason = Reason(int(report.reason)).name
+                raise Unanswered(pair, f"{pair} refuses a band: {reason}")
+            self._desk.answered(pair)
             told = EngineLimits(width, 0, 0)
             self._confirmed[pair, BAND] = told
             await asyncio.to_thread(self._store.confirm_setting, pair, BAND, told)

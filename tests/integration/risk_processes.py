@@ -181,6 +181,7 @@ class Exchange(Books):
         headroom: int = 0,
         pairs: Sequence[str] = (BTC, ETH),
         instruments: Path | None = None,
+        riskd: Sequence[str] = (),
     ) -> None:
         """Prepare; if `asks`, order entry asks for money by itself."""
         self.run = run
@@ -198,6 +199,7 @@ class Exchange(Books):
             "riskd",
             *("--ledger", ledger, *risk_addresses(self.postgres)),
             *("--sticky", "0", "--headroom", str(headroom)),
+            *riskd,
             *follow,
         )
         for processes in self.pairs.values():
@@ -257,8 +259,9 @@ def exchange(
     headroom: int = 0,
     pairs: Sequence[str] = (BTC, ETH),
     instruments: str = "",
+    riskd: Sequence[str] = (),
 ) -> Iterator[Exchange]:
-    """Give a running exchange; everything is gone afterwards."""
+    """Give a running exchange, riskd with more arguments; everything is gone afterwards."""
     run = Path(tempfile.mkdtemp(prefix="holdfast-run-"))
     # PostgreSQL may run as another user, who has to reach its folder.
     run.chmod(0o755)
@@ -266,7 +269,7 @@ def exchange(
     path = run / "instruments.toml" if instruments else None
     if path is not None:
         path.write_text(instruments)
-    whole = Exchange(run, segments, asks, headroom, pairs, path)
+    whole = Exchange(run, segments, asks, headroom, pairs, path, riskd)
     try:
         whole.start()
         yield whole

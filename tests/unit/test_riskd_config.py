@@ -8,7 +8,7 @@ import pytest
 from exchange.service import NotLoopback
 from exchange.v1 import risk_pb2
 from riskd.__main__ import main
-from riskd.alarms import Alarm, Alarms, Lateness
+from riskd.alarms import SECOND_NS, Alarm, Alarms, Lateness, Silences
 from riskd.config import DEFAULT_LEDGER, DEFAULT_PORT, InvalidSetting, parse
 from riskd.limits import LimitKind, LimitPlace, LimitSubject, RiskReason
 from riskd.settings import MARKET_MAKER, TRADER, Scope
@@ -127,6 +127,33 @@ def test_silence_is_lateness_in_the_end() -> None:
     assert not lateness.late(0, 0, now_ns=12)
     assert not lateness.late(0, 0, now_ns=100)
     assert lateness.late(None, 0, now_ns=111)
+
+
+def test_silence_is_spoken_of_when_it_begins_seldom_while_it_lasts_and_at_its_end() -> None:
+    silences = Silences()
+    assert silences.failed("A", 0)
+    said_ns = [ns for ns in range(1, 130 * SECOND_NS, SECOND_NS // 5) if silences.failed("A", ns)]
+    assert [round(ns / SECOND_NS) for ns in said_ns] == [60, 120]
+    assert silences.failed("B", 5)
+    assert silences.over(200 * SECOND_NS) == []
+    silences.answered("A")
+    assert silences.over(132 * SECOND_NS) == []
+    ((whom, silent_ns),) = silences.over(136 * SECOND_NS)
+    assert (whom, silent_ns // SECOND_NS) == ("A", 129)
+    assert silences.over(200 * SECOND_NS) == []
+    assert silences.failed("A", 201 * SECOND_NS)
+
+
+def test_one_question_that_fails_among_others_that_do_not_is_no_end() -> None:
+    silences = Silences()
+    said = 0
+    for ns in range(0, 59 * SECOND_NS, SECOND_NS // 5):
+        said += silences.failed("A", ns)
+        silences.answered("A")
+        assert silences.over(ns + 1) == []
+    assert said == 1
+    silences.answered("nobody")
+    assert silences.over(0) == []
 
 
 def test_a_start_that_cannot_work_says_why(capsys: pytest.CaptureFixture[str]) -> None:
