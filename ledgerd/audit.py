@@ -35,7 +35,7 @@ from ledgerd.books.copying import (
     RowForm,
     Rows,
 )
-from ledgerd.chart import Purpose
+from ledgerd.chart import Purpose, bounds_of
 from ledgerd.models import NUMBER_MASK, STREAM_SHIFT
 from ledgerd.reserves.merkle import Leaf, tree
 
@@ -48,6 +48,7 @@ Each time all postings of that age are looked through, so many small commits mus
 _SEAL_COLUMNS: Final = (
     "cursor_from, cursor_to, sequence, transfer_count, posting_count, posted_ns, previous, hash"
 )
+_STREAM_COLUMNS: Final = "id, cursor, sequence, posted_ns, head"
 
 
 @dataclass(slots=True)
@@ -107,10 +108,13 @@ def verify(engine: Engine) -> Report:
     """Compute all seals, checks and balances again; return what was found."""
     report = Report()
     with one_moment(engine) as connection:
-        streams = connection.execute("SELECT id, cursor, head FROM streams ORDER BY id").fetchall()
-        for stream, cursor, head in streams:
-            _verify_stream(connection, stream, cursor, bytes(head), report)
+        streams = connection.execute(
+            f"SELECT {_STREAM_COLUMNS} FROM streams ORDER BY id"
+        ).fetchall()
+        for stream, cursor, sequence, posted_ns, head in streams:
+            _verify_stream(connection, stream, (cursor, sequence, posted_ns, bytes(head)), report)
         _verify_strays(connection, report)
+        _verify_books_stream(connection, report)
         ends = _verify_accounts(connection, report)
         _sum_up_engines(connection, ends, report)
         _verify_balances(connection, report)
@@ -133,9 +137,9 @@ def copied(connection: Connection, form: RowForm, condition: str) -> Rows:
 
 
 def _verify_stream(
-    connection: Connection, stream: int, cursor: int, head: bytes, report: Report
+    connection: Connection, stream: int, claimed: tuple[int, int, int, bytes], report: Report
 ) -> None:
-    expected, last = 0, chain.START
+    expected, last, sequence, posted_ns = 0, chain.START, 0, 0
     while True:
         seals = connection.execute(
             f"SELECT {_SEAL_COLUMNS} FROM seals WHERE stream = %s AND cursor_to > %s"
@@ -159,12 +163,16 @@ def _verify_stream(
                     f"seal {seal[1]} of stream {stream} begins at {seal[0]}, not {expected}"
                 )
             _verify_seal(stream, seal, last, transfers, postings, lines, report)
-            expected, last = seal[1], bytes(seal[7])
-    if (expected, last) != (cursor, head):
-        report.complain(
-            f"stream {stream} claims cursor {cursor} and head {head.hex()[:16]}; its last seal says"
-            f" {expected} and {last.hex()[:16]}"
-        )
+            expected, last, sequence, posted_ns = seal[1], bytes(seal[7]), seal[2], seal[5]
+    names = ("cursor", "sequence", "posted_ns", "head")
+    for name, said, sealed in zip(
+        names, claimed, (expected, sequence, posted_ns, last), strict=True
+    ):
+        if said != sealed:
+            shown = [one.hex()[:16] if isinstance(one, bytes) else one for one in (said, sealed)]
+            report.complain(
+                f"stream {stream} claims {name} {shown[0]}; its last seal says {shown[1]}"
+            )
     report.heads[stream] = last
 
 
@@ -250,6 +258,22 @@ def _verify_strays(connection: Connection, report: Report) -> None:
         for row in connection.execute(statement):
             report.complain(f"{table}: {_name(row[0])} is beyond what its stream has posted")
 
+    # No stream's walk comes to a seal that ends before its first number.
+    query = "SELECT stream, cursor_to FROM seals WHERE cursor_to <= 0 OR stream NOT IN"
+    for row in connection.execute(f"{query} (SELECT id FROM streams) LIMIT 10"):
+        report.complain(f"seals: seal {row[1]} of stream {row[0]} is of nothing that was posted")
+    query = "SELECT DISTINCT snapshot FROM leaves WHERE snapshot NOT IN (SELECT id FROM snapshots)"
+    for row in connection.execute(f"{query} LIMIT 10"):
+        report.complain(f"leaves: there are some of snapshot {row[0]}, which was never taken")
+
+
+def _verify_books_stream(connection: Connection, report: Report) -> None:
+    """Compare the row that no commit added: it is there from the first, the same in all books."""
+    query = "SELECT pair, base, quote, transfer_id FROM streams WHERE id = 0"
+    row = connection.execute(query).fetchone()
+    if row != ("", "", "", -1):
+        report.complain(f"the row of stream 0 is {row}, not that of the books' own")
+
 
 def _verify_accounts(connection: Connection, report: Report) -> dict[int, tuple[int, int]]:
     """Follow each account's running balance and version over all its postings; return the last."""
@@ -277,11 +301,16 @@ def _verify_accounts(connection: Connection, report: Report) -> dict[int, tuple[
             int(rows[-1, column]) for column in (P_ACCOUNT, P_VERSION, P_BALANCE)
         )
     query = """
-        SELECT coalesce(account_id, id), amount, version, account_id, id
+        SELECT coalesce(account_id, id), amount, version, account_id, id, purpose, minimum, maximum
         FROM balances FULL JOIN accounts ON id = account_id
     """
-    for account, amount, version, balance, opened in connection.execute(query):
+    for account, amount, version, balance, opened, purpose, *bounds in connection.execute(query):
         report.account_count += 1
+        if opened is not None and balance is not None and tuple(bounds) != bounds_of(purpose):
+            report.complain(
+                f"the balance of account {account} may be from {bounds[0]} to {bounds[1]}; by its"
+                f" purpose that is from {bounds_of(purpose)[0]} to {bounds_of(purpose)[1]}"
+            )
         if balance is None or opened is None:
             report.complain(f"account {account} has a balance or a name, not both")
         elif ends.get(account, (0, 0)) != (amount, version):
@@ -351,10 +380,14 @@ def _verify_held(connection: Connection, report: Report) -> None:
 def _verify_snapshots(connection: Connection, report: Report) -> None:
     snapshots = connection.execute("SELECT id, root, total FROM snapshots ORDER BY id").fetchall()
     for number, root, total in snapshots:
-        query = "SELECT owner_id, amount, nonce FROM leaves WHERE snapshot = %s ORDER BY position"
+        query = (
+            "SELECT owner_id, amount, nonce, position FROM leaves"
+            " WHERE snapshot = %s ORDER BY position"
+        )
         rows = connection.execute(query, (number,)).fetchall()
-        leaves = [Leaf(owner, amount, bytes(nonce)) for owner, amount, nonce in rows]
-        if not leaves or any(not leaf.sound for leaf in leaves):
+        leaves = [Leaf(owner, amount, bytes(nonce)) for owner, amount, nonce, _ in rows]
+        places = [place for *_, place in rows] == list(range(len(rows)))
+        if not places or not leaves or any(not leaf.sound for leaf in leaves):
             report.complain(f"snapshot {number} has leaves that cannot be")
             continue
         top = tree(leaves)[-1][0]

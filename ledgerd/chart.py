@@ -71,6 +71,8 @@ class TransferKind(IntEnum):
     """The close of a day: moves nothing."""
     SNAPSHOT = 14
     """The root of an asset's liabilities: moves nothing."""
+    JOURNAL = 15
+    """Something was decided about money that enters or leaves: moves nothing."""
 
 
 class Phase(IntEnum):
@@ -92,6 +94,11 @@ PAIRED: Final = frozenset({Purpose.ALLOTTED})
 """Purposes that need a pair."""
 PAIRED_OR_NOT: Final = frozenset({Purpose.FEES, Purpose.SUSPENSE})
 OF_THE_EXCHANGE: Final = frozenset({Purpose.FEES, Purpose.INSURANCE})
+
+
+def bounds_of(purpose: int) -> tuple[int, int]:
+    """Return the least and the greatest balance of an account for a purpose, inclusive."""
+    return (-BOUND_UNITS, 0) if purpose == Purpose.CUSTODY else (0, BOUND_UNITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +144,7 @@ class AccountName:
     @property
     def bounds(self) -> tuple[int, int]:
         """Return the least and the greatest balance, inclusive."""
-        return (-BOUND_UNITS, 0) if self.purpose == Purpose.CUSTODY else (0, BOUND_UNITS)
+        return bounds_of(self.purpose)
 
     @property
     def owned_by_engine(self) -> bool:

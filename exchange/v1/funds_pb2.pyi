@@ -135,6 +135,12 @@ class _FundsSubjectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FundsSub
     """An address of a list: state 1 is listed, 2 removed."""
     FUNDS_SUBJECT_NOTICE: _FundsSubject.ValueType  # 4
     """A payment that could not become a deposit; it has no states."""
+    FUNDS_SUBJECT_DEPOSIT_ADDRESS: _FundsSubject.ValueType  # 5
+    """Whose an address of ours is; not listed."""
+    FUNDS_SUBJECT_RESERVATION: _FundsSubject.ValueType  # 6
+    """What riskd was asked to count; not listed."""
+    FUNDS_SUBJECT_CURSOR: _FundsSubject.ValueType  # 7
+    """How far the custodian's notices were looked at; not listed."""
 
 class FundsSubject(_FundsSubject, metaclass=_FundsSubjectEnumTypeWrapper):
     """What an event is about."""
@@ -149,6 +155,12 @@ FUNDS_SUBJECT_ADDRESS: FundsSubject.ValueType  # 3
 """An address of a list: state 1 is listed, 2 removed."""
 FUNDS_SUBJECT_NOTICE: FundsSubject.ValueType  # 4
 """A payment that could not become a deposit; it has no states."""
+FUNDS_SUBJECT_DEPOSIT_ADDRESS: FundsSubject.ValueType  # 5
+"""Whose an address of ours is; not listed."""
+FUNDS_SUBJECT_RESERVATION: FundsSubject.ValueType  # 6
+"""What riskd was asked to count; not listed."""
+FUNDS_SUBJECT_CURSOR: FundsSubject.ValueType  # 7
+"""How far the custodian's notices were looked at; not listed."""
 Global___FundsSubject: _TypeAlias = FundsSubject  # noqa: Y015
 
 @_typing.final
@@ -1265,7 +1277,7 @@ class FundsEvent(_message.Message):
     ALARM_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """Its number: 1 for the first, without gaps."""
+    """Its number in the journal, which also has events that are not listed."""
     subject: _builtins.bytes
     """The deposit, withdrawal or address."""
     kind: Global___FundsSubject.ValueType

@@ -146,6 +146,8 @@ class _TransferKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Transfer
     """A day was closed."""
     TRANSFER_KIND_SNAPSHOT: _TransferKind.ValueType  # 14
     """A snapshot of liabilities was taken."""
+    TRANSFER_KIND_JOURNAL: _TransferKind.ValueType  # 15
+    """Something was decided about money that enters or leaves."""
 
 class TransferKind(_TransferKind, metaclass=_TransferKindEnumTypeWrapper):
     """Why money moved, or what else an entry says."""
@@ -180,6 +182,8 @@ TRANSFER_KIND_CLOSE: TransferKind.ValueType  # 13
 """A day was closed."""
 TRANSFER_KIND_SNAPSHOT: TransferKind.ValueType  # 14
 """A snapshot of liabilities was taken."""
+TRANSFER_KIND_JOURNAL: TransferKind.ValueType  # 15
+"""Something was decided about money that enters or leaves."""
 Global___TransferKind: _TypeAlias = TransferKind  # noqa: Y015
 
 class _TransferPhase:

@@ -43,6 +43,7 @@ EXTRAS: Final = {
     ),
     "closes": ("day", "asset", "purpose", "amount", "account_count", "transfer_id"),
     "snapshots": ("id", "asset", "time_ns", "root", "total", "leaf_count", "transfer_id"),
+    "money_tips": ("number", "hash", "transfer_id"),
 }
 """The small tables, and which of their columns are sealed: each row with the transfer it names."""
 _ODD: Final = (

@@ -95,6 +95,12 @@ class Entries:
             self._postings.append(posting)
         return transfer_id
 
+    def mark(self, kind: TransferKind, time_ns: int) -> int:
+        """Return the last entry of this commit; one that moves nothing if there is none yet."""
+        if not self._heads:
+            return self.entry(kind, time_ns)
+        return (BOOKS << STREAM_SHIFT) | (self._next - 1)
+
     def write(self, clock: Callable[[], int]) -> None:
         """Write what was added; nothing if nothing was."""
         if self._heads:

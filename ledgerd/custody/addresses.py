@@ -88,12 +88,19 @@ class Addresses:
         if count is not None and count[0] >= LIST_LIMIT:
             sentence = f"owner {wanted.owner_id} lists {LIST_LIMIT} addresses; remove one first"
             raise Refused(Refusal(Code.RESOURCE_EXHAUSTED, "ADDRESSES_FULL", sentence))
-        usable_ns = step.now_ns + self._policy.address_waiting_ns
-        step.write(
-            f"INSERT INTO withdrawal_addresses ({_COLUMNS})"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, 0)",
-            *(wanted.id, int(wanted.owner_kind), wanted.owner_id, wanted.asset),
-            *(wanted.address, wanted.actor, step.now_ns, usable_ns),
+        step.insert(
+            "withdrawal_addresses",
+            {"id": wanted.id},
+            {
+                "owner_kind": wanted.owner_kind,
+                "owner_id": wanted.owner_id,
+                "asset": wanted.asset,
+                "address": wanted.address,
+                "actor": wanted.actor,
+                "added_ns": step.now_ns,
+                "usable_ns": step.now_ns + self._policy.address_waiting_ns,
+                "removed_ns": 0,
+            },
         )
         told = (wanted.actor, "listed", wanted.content)
         step.record(Change(wanted.id, Subject.ADDRESS, 0, 1, *told))
@@ -116,8 +123,7 @@ class Addresses:
             known = _address(row)
             if known.removed_ns:
                 return known
-            statement = "UPDATE withdrawal_addresses SET removed_ns = %s WHERE id = %s"
-            step.write(statement, step.now_ns, subject)
+            step.update("withdrawal_addresses", {"id": subject}, {"removed_ns": step.now_ns})
             told = (actor, "removed", known.content)
             step.record(Change(subject, Subject.ADDRESS, 1, 2, *told))
             return _address((*row[:8], step.now_ns))

@@ -107,12 +107,24 @@ def alarm_once(step: Step, subject: UUID, reason: str, content: bytes) -> None:
 
 def insert(step: Step, deposit: Deposit) -> None:
     """Write a deposit that was never seen before."""
-    marks = ", ".join(["%s"] * 14)
-    step.write(
-        f"INSERT INTO deposits ({DEPOSIT_COLUMNS}) VALUES ({marks})",
-        *(deposit.id, deposit.transaction_id, deposit.output_index, deposit.asset),
-        *(deposit.address, int(deposit.owner_kind), deposit.owner_id, deposit.amount_units),
-        *(int(deposit.state), 0, 0, 0, deposit.seen_ns, deposit.changed_ns),
+    step.insert(
+        "deposits",
+        {"id": deposit.id},
+        {
+            "transaction_id": deposit.transaction_id,
+            "output_index": deposit.output_index,
+            "asset": deposit.asset,
+            "address": deposit.address,
+            "owner_kind": deposit.owner_kind,
+            "owner_id": deposit.owner_id,
+            "amount_units": deposit.amount_units,
+            "state": deposit.state,
+            "attempt": 0,
+            "withheld_units": 0,
+            "shortfall_units": 0,
+            "seen_ns": deposit.seen_ns,
+            "changed_ns": deposit.changed_ns,
+        },
     )
 
 
@@ -128,11 +140,14 @@ def _changed(
     attempt: int | None = None,
 ) -> Deposit:
     number = deposit.attempt if attempt is None else attempt
-    step.write(
-        "UPDATE deposits SET state = %s, attempt = %s, withheld_units = %s, shortfall_units = %s,"
-        " changed_ns = %s WHERE id = %s",
-        *(int(state), number, *withheld, step.now_ns, deposit.id),
-    )
+    values = {
+        "state": state,
+        "attempt": number,
+        "withheld_units": withheld[0],
+        "shortfall_units": withheld[1],
+        "changed_ns": step.now_ns,
+    }
+    step.update("deposits", {"id": deposit.id}, values)
     kind, content = Subject.DEPOSIT, deposit.content
     step.record(Change(deposit.id, kind, deposit.state, state, actor, reason, content, alarm=alarm))
     row = step.row(f"SELECT {DEPOSIT_COLUMNS} FROM deposits WHERE id = %s", deposit.id)
@@ -314,11 +329,13 @@ def happened(
         source, made = custody_account(asked.asset), transfer_id(found.id, "returned")
         step.move(made, Kind.CORRECTION, source, suspense, asked.amount_units)
     known = payment or found.transaction_id
-    step.write(
-        "UPDATE withdrawals SET state = %s, changed_ns = %s, transaction_id = %s, reason = %s"
-        " WHERE id = %s",
-        *(int(state), step.now_ns, known, reason, asked.id),
-    )
+    values = {
+        "state": state,
+        "changed_ns": step.now_ns,
+        "transaction_id": known,
+        "reason": reason,
+    }
+    step.update("withdrawals", {"id": asked.id}, values)
     alarm = effect == Effect.SUSPENDED
     told = (actor, reason, found.digest)
     step.record(Change(asked.id, Subject.WITHDRAWAL, found.state, state, *told, alarm=alarm))

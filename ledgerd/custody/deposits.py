@@ -26,6 +26,7 @@ from ledgerd.chart import BOUND_UNITS, OwnerKind
 from ledgerd.custody.adapter import Custody, Incoming
 from ledgerd.custody.bookings import (
     DEPOSIT_COLUMNS,
+    SERVICE_ACTOR,
     STEPS,
     Deposit,
     alarm_once,
@@ -37,14 +38,17 @@ from ledgerd.custody.bookings import (
 from ledgerd.custody.deposit_rules import DepositState, DepositStep, next_step
 from ledgerd.custody.journal import (
     TRANSFERS,
+    Change,
     MoneyBooks,
     Step,
+    Subject,
     digest_of,
     funding,
     text_refusal,
 )
 from ledgerd.custody.rounds import Rows
 from ledgerd.custody.withdrawal_rules import Policy, judge_owner
+from ledgerd.trail.replay import text_id
 
 NOTICE_BATCH: Final = 500
 RETRY_LIMIT: Final = 1_000
@@ -52,6 +56,7 @@ RETRY_LIMIT: Final = 1_000
 LOOK_LIMIT: Final = 1_000
 """So many open deposits are asked about in one sweep, and so many that are only watched."""
 _MOVING: Final = (DepositState.SEEN, DepositState.REVERSED, DepositState.UNCLAIMED)
+_CURSOR: Final = "SELECT cursor FROM custody_cursors WHERE name = %s"
 STEP_LIMIT: Final = 8
 """More steps than a look can need: hold and credit, or reverse and restore."""
 
@@ -103,15 +108,18 @@ class Deposits:
             return found
         made = self._custody.new_address(asset, f"{kind.name} {owner_id}")
 
-        def work(step: Step) -> None:
+        def work(step: Step) -> str:
+            given = known(step.connection)
+            if given:
+                return given
             step.open(name)
-            step.write(
-                "INSERT INTO deposit_addresses VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                *(made, asset, int(kind), owner_id, step.now_ns),
-            )
+            owner = {"asset": asset, "owner_kind": kind, "owner_id": owner_id}
+            step.insert("deposit_addresses", {"address": made}, owner | {"created_ns": step.now_ns})
+            told = (SERVICE_ACTOR, f"given to {name}", digest_of(made))
+            step.record(Change(text_id(made), Subject.DEPOSIT_ADDRESS, 0, 1, *told))
+            return made
 
-        self._books.done(work)
-        return made
+        return self._books.done(work)
 
     # Looking.
 
@@ -162,19 +170,23 @@ class Deposits:
         return made not in self.notices.troubles
 
     def _cursor(self, connection: Connection) -> int:
-        query = "SELECT cursor FROM custody_cursors WHERE name = %s"
-        row = connection.execute(query, (self._custodian,)).fetchone()
+        row = connection.execute(_CURSOR, (self._custodian,)).fetchone()
         return 0 if row is None else int(row[0])
 
     def _keep(self, cursor: int) -> None:
-        if cursor > self._books.read(self._cursor):
-            self._books.done(
-                lambda step: step.write(
-                    "INSERT INTO custody_cursors VALUES (%s, %s) ON CONFLICT (name)"
-                    " DO UPDATE SET cursor = greatest(custody_cursors.cursor, excluded.cursor)",
-                    *(self._custodian, cursor),
-                )
-            )
+        if cursor <= self._books.read(self._cursor):
+            return
+
+        def work(step: Step) -> None:
+            row = step.row(_CURSOR, self._custodian)
+            if row is not None and cursor <= row[0]:
+                return
+            put = step.insert if row is None else step.update
+            put("custody_cursors", {"name": self._custodian}, {"cursor": cursor})
+            told = (SERVICE_ACTOR, f"looked at {cursor} notices", digest_of(self._custodian))
+            step.record(Change(text_id(self._custodian), Subject.CURSOR, 0, 0, *told))
+
+        self._books.done(work)
 
     def sweep(self) -> int:
         """Look at deposits that may still change, told or not; return how many did.

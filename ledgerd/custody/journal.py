@@ -5,14 +5,16 @@ reads (a state, a sum of what was withdrawn, the last event) stays true until it
 process that dies anywhere before the commit has done nothing. A step never talks to a custodian:
 what happens outside lies between two steps.
 
-`ledgerd.custody.proof` computes all events again and holds every state against its last event and
-against the books.
+Rows of custody are written by `Step.insert` and `Step.update` only, and the event that follows
+carries what they wrote. So `ledgerd.custody.proof` can play all events again and name every row and
+column that is not what they made. Where the journal ends is sealed in the books' own stream, in the
+same transaction (`money_tips`).
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, TypeVar
@@ -26,6 +28,7 @@ from ledgerd.books.commit import Connection, Overdrawn
 from ledgerd.books.entries import Entries, insufficient
 from ledgerd.chart import AccountName, OwnerKind, Phase, Purpose, TransferKind
 from ledgerd.ledger import at_connection
+from ledgerd.trail.replay import Written, plain_row, told
 from ledgerd.transfers import Leg, NewTransfer
 
 DEADLOCK_RETRIES: Final = 8
@@ -46,6 +49,12 @@ class Subject(IntEnum):
     ADDRESS = 3
     NOTICE = 4
     """A payment that could not become a deposit."""
+    DEPOSIT_ADDRESS = 5
+    """Whose an address of ours is."""
+    RESERVATION = 6
+    """What riskd was asked to count."""
+    CURSOR = 7
+    """How many of the custodian's notices were looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,10 @@ class Step:
         self.entries = Entries(connection)
         self.now_ns = clock()
         self.alarms: list[Change] = []
+        self._written: list[Written] = []
+        """What no event tells yet."""
+        self._tip: tuple[int, bytes] | None = None
+        """Number and hash of the last event, once this step has recorded one."""
 
     def row(self, query: str, *values: object) -> tuple[Any, ...] | None:
         """Return the first row of a query."""
@@ -91,10 +104,30 @@ class Step:
         statement: Any = query
         return self.connection.execute(statement, values).fetchall()
 
-    def write(self, statement: str, *values: object) -> int:
-        """Write; return how many rows that concerned."""
+    def insert(self, table: str, key: Mapping[str, object], values: Mapping[str, object]) -> None:
+        """Add a row of custody: all its columns, in two parts. The next event tells it."""
+        columns = {**key, **values}
+        marks = ", ".join(["%s"] * len(columns))
+        self._write(
+            f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", [*columns.values()]
+        )
+        self._written.append(Written(table, plain_row(key), {}, plain_row(values)))
+
+    def update(self, table: str, key: Mapping[str, object], values: Mapping[str, object]) -> None:
+        """Change columns of a row of custody that there is. The next event tells it."""
+        where = " AND ".join(f"{name} = %s" for name in key)
+        before = self.row(
+            f"SELECT {', '.join(values)} FROM {table} WHERE {where} FOR UPDATE", *key.values()
+        )
+        assert before is not None, f"{table} has no {key}"
+        sets = ", ".join(f"{name} = %s" for name in values)
+        self._write(f"UPDATE {table} SET {sets} WHERE {where}", [*values.values(), *key.values()])
+        found = plain_row(dict(zip(values, before, strict=True)))
+        self._written.append(Written(table, plain_row(key), found, plain_row(values)))
+
+    def _write(self, statement: str, values: Sequence[object]) -> None:
         given: Any = statement
-        return self.connection.execute(given, values).rowcount
+        self.connection.execute(given, values)
 
     def open(self, *names: AccountName) -> None:
         """Open the accounts that are not open yet."""
@@ -126,25 +159,45 @@ class Step:
         self.entries.posted(NewTransfer(made, kind, legs), self.now_ns)
 
     def record(self, change: Change) -> None:
-        """Add a change of state to the journal."""
-        last = self.row("SELECT number, hash FROM money_events ORDER BY number DESC LIMIT 1")
-        number, previous = (int(last[0]) + 1, bytes(last[1])) if last else (1, START)
-        hashed = event_hash(previous, number, change, self.now_ns)
-        self.write(
-            "INSERT INTO money_events VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-            *(number, change.subject, int(change.kind), change.state_from, change.state_to),
-            *(change.actor, change.reason, self.now_ns, change.alarm),
-            *(change.content, previous, hashed),
+        """Add a change of state to the journal, with the rows that were written for it."""
+        number, previous = self._tip or self._last()
+        wrote = told(self._written)
+        self._written = []
+        self._tip = number + 1, event_hash(previous, number + 1, change, self.now_ns, wrote)
+        self._write(
+            "INSERT INTO money_events (number, subject, kind, state_from, state_to, actor, reason,"
+            " time_ns, alarm, content, previous, hash, wrote)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [
+                *(number + 1, change.subject, int(change.kind), change.state_from),
+                *(change.state_to, change.actor, change.reason, self.now_ns, change.alarm),
+                *(change.content, previous, self._tip[1], wrote),
+            ],
         )
         if change.alarm:
             self.alarms.append(change)
 
+    def _last(self) -> tuple[int, bytes]:
+        last = self.row("SELECT number, hash FROM money_events ORDER BY number DESC LIMIT 1")
+        return (int(last[0]), bytes(last[1])) if last else (0, START)
 
-def event_hash(previous: bytes, number: int, change: Change, time_ns: int) -> bytes:
-    """Return the hash of an event."""
-    told = (number, change.subject, int(change.kind), change.state_from, change.state_to)
+    def finish(self, clock: Callable[[], int]) -> None:
+        """Seal where the journal ends now, and write what was booked."""
+        assert not self._written, f"no event tells {self._written}"
+        if self._tip is not None:
+            entry = self.entries.mark(TransferKind.JOURNAL, self.now_ns)
+            self.entries.commit.add("money_tips", [(*self._tip, entry)])
+        self.entries.write(clock)
+
+
+def event_hash(
+    previous: bytes, number: int, change: Change, time_ns: int, wrote: str = ""
+) -> bytes:
+    """Return the hash of an event. Those from before events told rows have none to tell."""
+    subject = (number, change.subject, int(change.kind), change.state_from, change.state_to)
     rest = (change.actor, change.reason, time_ns, change.alarm, change.content.hex())
-    return hashlib.sha256(previous + digest_of(*told, *rest)).digest()
+    rows = (wrote,) if wrote else ()
+    return hashlib.sha256(previous + digest_of(*subject, *rest, *rows)).digest()
 
 
 class MoneyBooks:
@@ -175,7 +228,7 @@ class MoneyBooks:
         try:
             step = Step(connection, self.clock)
             result = work(step)
-            step.entries.write(self.clock)
+            step.finish(self.clock)
             connection.commit()
         except Overdrawn as error:
             raise Refused(insufficient(error)) from error

@@ -2,13 +2,13 @@
 
     rows that stay as they are (INSERT and SELECT only)      rows that move from state to state
       deposit_addresses, withdrawal_approvals,                 deposits, withdrawals,
-      money_events                                             withdrawal_addresses (removed once),
+      money_events, money_tips                                 withdrawal_addresses (removed once),
                                                                withdrawal_reservations,
                                                                custody_cursors
 
-Each change of state is one row of `money_events`, in the same transaction, hashed onto the row
-before: who, when, from which state to which, and why. So a changed event, or a state that no event
-explains, is found (`ledgerd.custody.proof`).
+Each change is one row of `money_events`, in the same transaction, hashed onto the row before: who,
+when, from which state to which, why, and what was written to which row. So everything in the tables
+of `REPLAYED` follows from the events, and what does not is found (`ledgerd.custody.proof`).
 
 Amounts are BIGINT smallest units; ids are the callers' own or are made from what they stand for,
 so that the same thing never gets two.
@@ -202,7 +202,29 @@ class MoneyEvent(SQLModel, table=True):
     """Digest of what the subject was then, beside its state."""
     previous: bytes = Field(sa_column=_bytes())
     hash: bytes = Field(sa_column=_bytes())
+    wrote: str
+    """The rows that were written, as `ledgerd.trail.replay` tells them; covered by the hash."""
 
 
-STAYING: Final = ("deposit_addresses", "withdrawal_approvals", "money_events")
+class MoneyTip(SQLModel, table=True):
+    """The last event that a commit of the books' own stream knew: sealed with its postings."""
+
+    __tablename__ = "money_tips"
+    __table_args__ = (Index("money_tips_transfer", "transfer_id"),)
+    number: int = Field(sa_column=_int8(key=True))
+    hash: bytes = Field(sa_column=_bytes())
+    transfer_id: int = Field(sa_column=_int8())
+
+
+STAYING: Final = ("deposit_addresses", "withdrawal_approvals", "money_events", "money_tips")
 """Tables whose rows never change: by grant, and by trigger for whoever has more than the grant."""
+REPLAYED: Final[tuple[type[SQLModel], ...]] = (
+    DepositAddress,
+    Deposit,
+    WithdrawalAddress,
+    Withdrawal,
+    WithdrawalApproval,
+    WithdrawalReservation,
+    CustodyCursor,
+)
+"""Tables whose rows follow from events alone."""

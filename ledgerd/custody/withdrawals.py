@@ -154,12 +154,26 @@ class Withdrawals:
             asked, asked.digest(), state, needed, limits.version, step.now_ns, expires_ns,
             step.now_ns, "", "requested",
         )  # fmt: skip
-        marks = ", ".join(["%s"] * 16)
-        step.write(
-            f"INSERT INTO withdrawals ({WITHDRAWAL_COLUMNS}) VALUES ({marks})",
-            *(asked.id, int(asked.owner_kind), asked.owner_id, asked.asset, asked.amount_units),
-            *(asked.address, asked.requester, made.digest, int(state), needed, limits.version),
-            *(step.now_ns, expires_ns, step.now_ns, "", "requested"),
+        step.insert(
+            "withdrawals",
+            {"id": asked.id},
+            {
+                "owner_kind": asked.owner_kind,
+                "owner_id": asked.owner_id,
+                "asset": asked.asset,
+                "amount_units": asked.amount_units,
+                "address": asked.address,
+                "requester": asked.requester,
+                "digest": made.digest,
+                "state": made.state,
+                "approvals_needed": made.approvals_needed,
+                "limits_version": made.limits_version,
+                "requested_ns": made.requested_ns,
+                "expires_ns": made.expires_ns,
+                "changed_ns": made.changed_ns,
+                "transaction_id": made.transaction_id,
+                "reason": made.reason,
+            },
         )
         told = (asked.requester, "requested", made.digest)
         step.record(Change(asked.id, Subject.WITHDRAWAL, 0, state, *told))
@@ -179,8 +193,9 @@ class Withdrawals:
             refused = judge_approval(found.standing, approver, step.now_ns, digest)
             if refused is not None:
                 raise Refused(refused)
-            values = (subject, approver, found.digest, step.now_ns)
-            step.write("INSERT INTO withdrawal_approvals VALUES (%s, %s, %s, %s)", *values)
+            key = {"withdrawal_id": subject, "approver": approver}
+            values = {"digest": found.digest, "time_ns": step.now_ns}
+            step.insert("withdrawal_approvals", key, values)
             if approvals_of(step, found) < found.approvals_needed:
                 state = found.state
                 told = (approver, "approved, more are needed", found.digest)

@@ -17,8 +17,8 @@ from uuid import UUID
 
 from exchange.refusal import Code, Refusal, Refused
 from ledgerd.books.commit import Connection
-from ledgerd.custody.bookings import Withdrawal
-from ledgerd.custody.journal import MoneyBooks, Step, transfer_id
+from ledgerd.custody.bookings import SERVICE_ACTOR, Withdrawal
+from ledgerd.custody.journal import Change, MoneyBooks, Step, Subject, digest_of, transfer_id
 from ledgerd.custody.rounds import Rows
 from ledgerd.custody.withdrawal_rules import (
     PAID,
@@ -110,18 +110,22 @@ class Requests:
 
     def _sort(self, step: Step) -> None:
         """Move reservations to where their withdrawals are."""
-        step.write(
-            "UPDATE withdrawal_reservations SET state = %s, changed_ns = %s"
-            " WHERE state = %s AND changed_ns < %s",
-            *(int(_S.ENDED), step.now_ns, int(_S.ASKED), step.now_ns - GRACE_NS),
+        late = step.rows(
+            "SELECT id, state FROM withdrawal_reservations"
+            " WHERE state = %s AND changed_ns < %s ORDER BY id",
+            *(int(_S.ASKED), step.now_ns - GRACE_NS),
         )
-        for state, ends in ((_S.ENDED, UNPAID), (_S.KEPT, PAID)):
-            step.write(
-                "UPDATE withdrawal_reservations AS kept SET state = %s, changed_ns = %s"
-                " FROM withdrawals WHERE withdrawals.id = kept.withdrawal_id AND kept.state = %s"
-                " AND withdrawals.state = ANY(%s)",
-                *(int(state), step.now_ns, int(_S.TAKEN), _numbers(*ends)),
+        for made, state in late:
+            _move(step, made, state, _S.ENDED)
+        for after, ends in ((_S.ENDED, UNPAID), (_S.KEPT, PAID)):
+            over = step.rows(
+                "SELECT kept.id, kept.state FROM withdrawal_reservations AS kept"
+                " JOIN withdrawals ON withdrawals.id = kept.withdrawal_id WHERE kept.state = %s"
+                " AND withdrawals.state = ANY(%s) ORDER BY kept.id",
+                *(int(_S.TAKEN), _numbers(*ends)),
             )
+            for made, state in over:
+                _move(step, made, state, after)
 
 
 def _numbers(*states: int) -> list[int]:
@@ -138,26 +142,42 @@ def _opened(step: Step, asked: Asked) -> UUID:
     content = (asked.owner_id, asked.asset, asked.amount_units)
     for made, *known, state in rows:
         if state == _S.ASKED and tuple(known) == content:
-            statement = "UPDATE withdrawal_reservations SET changed_ns = %s WHERE id = %s"
-            step.write(statement, step.now_ns, made)
+            _move(step, made, _S.ASKED, _S.ASKED)
             return UUID(str(made))
     made = transfer_id(asked.id, f"reservation {len(rows)}") if rows else asked.id
-    step.write(
-        "INSERT INTO withdrawal_reservations VALUES (%s, %s, %s, %s, %s, %s, %s)",
-        *(made, asked.id, *content, int(_S.ASKED), step.now_ns),
-    )
+    values = {
+        "withdrawal_id": asked.id,
+        "owner_id": asked.owner_id,
+        "asset": asked.asset,
+        "amount_units": asked.amount_units,
+        "state": _S.ASKED,
+        "changed_ns": step.now_ns,
+    }
+    step.insert("withdrawal_reservations", {"id": made}, values)
+    _told(step, made, _S.UNSPECIFIED, _S.ASKED)
     return made
+
+
+def _move(step: Step, made: UUID, before: int, after: ReservationState) -> None:
+    values = {"state": after, "changed_ns": step.now_ns}
+    step.update("withdrawal_reservations", {"id": made}, values)
+    _told(step, made, before, after)
+
+
+def _told(step: Step, made: UUID, before: int, after: ReservationState) -> None:
+    told = (SERVICE_ACTOR, after.name, digest_of(made))
+    step.record(Change(made, Subject.RESERVATION, before, after, *told))
 
 
 def _moving(
     made: UUID, before: ReservationState, after: ReservationState
 ) -> Callable[[Step], bool]:
     def work(step: Step) -> bool:
-        statement = (
-            "UPDATE withdrawal_reservations SET state = %s, changed_ns = %s"
-            " WHERE id = %s AND state = %s"
-        )
-        return step.write(statement, int(after), step.now_ns, made, int(before)) == 1
+        query = "SELECT 1 FROM withdrawal_reservations WHERE id = %s AND state = %s"
+        if step.row(query, made, int(before)) is None:
+            return False
+        _move(step, made, before, after)
+        return True
 
     return work
 

@@ -11,6 +11,8 @@ from ledgerd.custody.deposit_rules import DepositState
 from ledgerd.custody.journal import Subject
 from ledgerd.custody.withdrawal_rules import WithdrawalState
 
+LISTED: Final = Subject.NOTICE
+"""The last kind of event that is shown to people."""
 _ADDRESS_STATES: Final = {1: "LISTED", 2: "REMOVED"}
 
 
@@ -42,8 +44,11 @@ def state_name(kind: Subject, state: int) -> str:
 def events(
     connection: Connection, subject: UUID | None, *, alarms: bool, below: int, limit: int
 ) -> list[Event]:
-    """Return events, newest first: of one subject or all, alarms only or all."""
-    conditions, values = ["true"], list[object]()
+    """Return events, newest first: of one subject or all, alarms only or all.
+
+    Those beyond `LISTED` keep the trail of rows whole and tell nobody anything.
+    """
+    conditions, values = ["kind <= %s"], list[object]([int(LISTED)])
     if subject is not None:
         conditions.append("subject = %s")
         values.append(subject)

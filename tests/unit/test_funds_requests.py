@@ -250,7 +250,9 @@ def test_the_proof_names_what_is_set_aside_and_counted_otherwise(
     thief = superuser(door.books)
     with thief.begin() as connection:
         connection.exec_driver_sql(f"UPDATE withdrawal_reservations SET {change}")
-    assert verify_money(door.books.engine) == [f"withdrawal {UUID(bytes=made.id)} {complaint}"]
+    made_here, said = UUID(bytes=made.id), verify_money(door.books.engine)
+    assert said[0].startswith(f"withdrawal_reservations {made_here}: ")
+    assert said[1:] == [f"withdrawal {made_here} {complaint}"]
     with thief.begin() as connection:
         whole = "UPDATE withdrawal_reservations SET amount_units = 25000000, state = 2"
         connection.exec_driver_sql(whole)
