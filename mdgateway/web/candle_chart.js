@@ -50,7 +50,6 @@ export class CandleChart {
         secondsVisible: true,
         rightOffset: 4,
         barSpacing: 9,
-        uniformDistribution: true,
         tickMarkFormatter,
       },
       rightPriceScale: { borderVisible: false, entireTextOnly: true },

@@ -184,7 +184,7 @@ def test_each_pong_is_measured_by_its_own_ping(blank: Page, market: WrittenMarke
         }).observe(document, { subtree: true, childList: true, characterData: true });"""
     )
     blank.goto(market.url)
-    blank.wait_for_function("() => window.latencies")
+    blank.wait_for_function("() => window.latencies?.length === 2")
     assert "0.0 ms" not in blank.evaluate("window.latencies")
     assert blank.locator('[role="status"] [data-field="latency"]').count() == 0
 
