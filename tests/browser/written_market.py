@@ -111,7 +111,10 @@ class WrittenMarket:
         self.url = f"http://127.0.0.1:{port}/"
         run = ("--run", str(folder / "run"), "--instruments", str(instruments))
         pairs = ("--pair", BTC, "--pair", ETH)
-        self._gateway = ("-m", "mdgateway", *pairs, *run, "--port", "0", "--http-port", str(port))
+        # The page has to do with what strangers are given.
+        tier = ("--anonymous-tier", "anonymous")
+        ports = ("--port", "0", "--http-port", str(port))
+        self._gateway = ("-m", "mdgateway", *pairs, *run, *tier, *ports)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
