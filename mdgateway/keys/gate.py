@@ -11,8 +11,11 @@ from typing import Any, Final
 from exchange.refusal import Code, Refusal, Refused
 from exchange.service import Context
 from mdgateway.keys.admission import Admission, Visitor, grpc_credentials
+from mdgateway.keys.tiers import TIERS
 
 STREAMS: Final = "streams"
+MOST_LEVELS: Final = max(tier.level_limit for tier in TIERS.values())
+"""What no tier has is wrong by itself, whoever asks."""
 _FULL: Final = -1
 
 Streamed = Callable[[Any, Context], AsyncIterator[bytes]]
@@ -39,6 +42,11 @@ class GrpcGate:
         if channel not in tier.channels:
             raise _too_low("channel", channel, f"one of {', '.join(tier.channels)}", tier.name)
         levels = getattr(request, "level_count", 0)
+        if levels > MOST_LEVELS:
+            limit = f"at most {MOST_LEVELS}"
+            raise Refused(
+                Refusal.of_field("LEVEL_COUNT_OUT_OF_RANGE", "level_count", levels, limit)
+            )
         if (levels == _FULL and not tier.full_depth) or levels > tier.level_limit:
             raise _too_low("level_count", levels, f"at most {tier.level_limit}", tier.name)
         if hasattr(request, "interval_ms"):
