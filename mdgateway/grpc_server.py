@@ -31,8 +31,8 @@ from mdgateway.feed.subscriptions import (
     StatusSubscription,
     Subscription,
     TickerSubscription,
-    TradeSubscription,
 )
+from mdgateway.feed.trade_subscription import TradeSubscription
 from mdgateway.keys.gate import GrpcGate
 
 SERVICE: Final = "exchange.v1.MarketDataService"
@@ -93,6 +93,9 @@ class MarketDataServer:
         first = requests.trade_number("from_trade_number", request.from_trade_number)
         publication = self._with_book(request.pair)
         log = publication.trade_log
+        held_ns = requests.held_time_ns(first, request.held_time_ns)
+        if held_ns and publication.is_of_another_history(first - 1, held_ns):
+            raise Refused(requests.begun_anew(first, log.oldest))
         if not first:
             first = log.newest - count + 1
         elif first > log.newest + log.capacity:
@@ -144,7 +147,8 @@ class MarketDataServer:
 
         def subscribe(publication: Publication, request: Any) -> Subscription:
             first = requests.trade_number("from_trade_number", request.from_trade_number)
-            return TradeSubscription(publication, ProtobufEncoder, first)
+            held_ns = requests.held_time_ns(first, request.held_time_ns)
+            return TradeSubscription(publication, ProtobufEncoder, first, held_ns)
 
         return self._stream(of.StreamTradesRequest, content, subscribe)
 

@@ -43,6 +43,10 @@ class _NoticeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NoticeKind
     """This subscriber was too slow or the source too fast: data were left out; a depth stream goes
     on with a new snapshot.
     """
+    NOTICE_KIND_TRADES_RESTARTED: _NoticeKind.ValueType  # 5
+    """On a trade stream: the trades are of another history than the one held, because the pair's data
+    were made anew; numbers begin again.
+    """
 
 class NoticeKind(_NoticeKind, metaclass=_NoticeKindEnumTypeWrapper):
     """What a market data stream says about its source."""
@@ -58,6 +62,10 @@ NOTICE_KIND_PAIR_STATUS: NoticeKind.ValueType  # 3
 NOTICE_KIND_MISSED: NoticeKind.ValueType  # 4
 """This subscriber was too slow or the source too fast: data were left out; a depth stream goes
 on with a new snapshot.
+"""
+NOTICE_KIND_TRADES_RESTARTED: NoticeKind.ValueType  # 5
+"""On a trade stream: the trades are of another history than the one held, because the pair's data
+were made anew; numbers begin again.
 """
 Global___NoticeKind: _TypeAlias = NoticeKind  # noqa: Y015
 
@@ -575,7 +583,7 @@ class Notice(_message.Message):
     message: _builtins.str
     """One sentence for people."""
     next_trade_number: _builtins.int
-    """MISSED on a trade stream: the trade that the stream goes on with."""
+    """MISSED and TRADES_RESTARTED on a trade stream: the trade that the stream goes on with."""
     def __init__(
         self,
         *,
@@ -836,19 +844,26 @@ class StreamTradesRequest(_message.Message):
 
     PAIR_FIELD_NUMBER: _builtins.int
     FROM_TRADE_NUMBER_FIELD_NUMBER: _builtins.int
+    HELD_TIME_NS_FIELD_NUMBER: _builtins.int
     pair: _builtins.str
     """The pair, such as BTC-USDT."""
     from_trade_number: _builtins.int
     """First trade number wanted, as far as the server still has it; 0: from now on."""
+    held_time_ns: _builtins.int
+    """Time of the trade before it as the client holds it, nanoseconds since 1970 UTC; 0: not said. It
+    says of which history the number is: one of another history is answered with the notice
+    TRADES_RESTARTED and the trades of the present one.
+    """
     def __init__(
         self,
         *,
         pair: _builtins.str = ...,
         from_trade_number: _builtins.int = ...,
+        held_time_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_trade_number", b"from_trade_number", "pair", b"pair"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_trade_number", b"from_trade_number", "held_time_ns", b"held_time_ns", "pair", b"pair"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1167,22 +1182,28 @@ class ListTradesRequest(_message.Message):
     PAIR_FIELD_NUMBER: _builtins.int
     FROM_TRADE_NUMBER_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    HELD_TIME_NS_FIELD_NUMBER: _builtins.int
     pair: _builtins.str
     """The pair, such as BTC-USDT."""
     from_trade_number: _builtins.int
     """First trade number wanted; 0: the newest page. Numbers that are no longer kept are passed over."""
     page_size: _builtins.int
     """Most trades of the page, at most 1000; 0: 100."""
+    held_time_ns: _builtins.int
+    """Time of the trade before from_trade_number as the client holds it; 0: not said. If it is of
+    another history the page is refused with TRADES_RESTARTED and the number to begin with.
+    """
     def __init__(
         self,
         *,
         pair: _builtins.str = ...,
         from_trade_number: _builtins.int = ...,
         page_size: _builtins.int = ...,
+        held_time_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_trade_number", b"from_trade_number", "page_size", b"page_size", "pair", b"pair"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_trade_number", b"from_trade_number", "held_time_ns", b"held_time_ns", "page_size", b"page_size", "pair", b"pair"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

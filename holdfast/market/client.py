@@ -112,16 +112,23 @@ class AsyncMarketData(Closing):
     async def trades(
         self, pair: str, from_trade_number: int = 0
     ) -> AsyncGenerator[market_data_pb2.Trade, None]:
-        """Yield trades from a number on as far as the gateway has them; 0: from now on."""
-        number = from_trade_number
+        """Yield trades from a number on as far as the gateway has them; 0: from now on.
+
+        A number that is not above the one before it says that the pair's data were made anew.
+        """
+        number, held_time_ns = from_trade_number, 0
         attempts = Attempts(self.retry)
         while True:
-            request = market_data_pb2.StreamTradesRequest(pair=pair, from_trade_number=number)
+            request = market_data_pb2.StreamTradesRequest(
+                pair=pair, from_trade_number=number, held_time_ns=held_time_ns
+            )
             stream = self._stub.StreamTrades(request, metadata=self._metadata)
             async for answer in until_lost(stream, attempts):
                 for trade in answer.trades.trades:
                     yield trade
-                    number = trade.trade_number + 1
+                    number, held_time_ns = trade.trade_number + 1, trade.time_ns
+                if answer.notice.next_trade_number:
+                    number, held_time_ns = answer.notice.next_trade_number, 0
 
     async def ticker(
         self, pair: str, interval_ms: int = 0

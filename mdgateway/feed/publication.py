@@ -218,6 +218,26 @@ class Publication:
         """Return the notice that so much is missing on one subscriber's stream."""
         return self._notice(NoticeKind.MISSED, message, missed_count=count)
 
+    def begun_anew_notice(self) -> Notice:
+        """Return the notice that trades are of another history than one subscriber holds."""
+        text = "the pair's data were made anew; trades begin again"
+        notice = self._notice(NoticeKind.TRADES_RESTARTED, text)
+        return notice._replace(next_trade_number=self.trade_log.oldest)
+
+    def is_of_another_history(self, number: int, time_ns: int) -> bool:
+        """Say whether a trade of that number and time is known not to be of this history.
+
+        Times rise with numbers, so a trade that is not kept any more, or has not happened yet, is
+        judged by its neighbours.
+        """
+        known = self.trade_log
+        if known.oldest <= number <= known.newest:
+            return int(known.since(number, 1)[0, log.TRADE_TIME_NS]) != time_ns
+        if number < known.oldest <= known.newest:
+            return int(known.since(known.oldest, 1)[0, log.TRADE_TIME_NS]) < time_ns
+        last = self.touch
+        return last is not None and last.trade_count < number and last.last_time_ns > time_ns
+
     def encoded(
         self, format_: Format, topic: Topic, key: Hashable, make: Callable[[], Record]
     ) -> bytes:

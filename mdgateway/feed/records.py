@@ -60,6 +60,7 @@ class NoticeKind(IntEnum):
     ENGINE_RESTARTED = 2
     PAIR_STATUS = 3
     MISSED = 4
+    TRADES_RESTARTED = 5
 
 
 class DepthSnapshot(NamedTuple):
@@ -175,7 +176,7 @@ class Notice(NamedTuple):
     missed_count: int
     message: str
     next_trade_number: int = 0
-    """MISSED trades: the trade that the stream goes on with."""
+    """MISSED trades and TRADES_RESTARTED: the trade that the stream goes on with."""
 
 
 class Heartbeat(NamedTuple):

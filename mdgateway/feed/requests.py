@@ -53,6 +53,26 @@ def trade_number(field: str, asked: int) -> int:
     return asked
 
 
+def held_time_ns(first: int, given: int) -> int:
+    """Return the time of the trade before the first one wanted; zero: not said."""
+    if given < 0 or (given and first < 2):
+        limit = "0, or the time of the trade before from_trade_number"
+        raise Refused(Refusal.of_field("TIME_OUT_OF_RANGE", "held_time_ns", given, limit))
+    return given
+
+
+def begun_anew(first: int, oldest: int) -> Refusal:
+    """Return why a page cannot follow what a client holds, and where it can begin."""
+    return Refusal(
+        Code.OUT_OF_RANGE,
+        "TRADES_RESTARTED",
+        f"trade {first} is of another history; the oldest of this one is {oldest}",
+        "from_trade_number",
+        str(first),
+        str(oldest),
+    )
+
+
 def page_size(asked: int) -> int:
     """Return how many items a page has; zero is the default."""
     if not 0 <= asked <= PAGE_LIMIT:

@@ -37,10 +37,8 @@ from mdgateway.feed.records import (
     Place,
     Record,
     Topic,
-    TradeRun,
 )
 
-TRADES_PER_MESSAGE: Final = 500
 EVENTS_PER_MESSAGE: Final = 1_000
 CANDLES_PER_SNAPSHOT: Final = 300
 WHOLE: Final = -1
@@ -218,69 +216,6 @@ class DepthSubscription(Subscription):
             view.checksum(),
             view.generation - held,
         )
-
-
-class TradeSubscription(Subscription):
-    """Every trade in order of its number; who falls behind the log is told to come again.
-
-    A number a little ahead is waited for: another gateway may have been quicker by a tick.
-    """
-
-    def __init__(
-        self, publication: Publication, format_: Format, from_trade_number: int = 0
-    ) -> None:
-        super().__init__(publication, format_, Channel.TRADES)
-        self._next = from_trade_number
-        if not from_trade_number and publication.ready:
-            self._next = publication.trade_log.newest + 1
-        self._history = publication.history
-        self._started = False
-
-    def resume_from(self) -> int:
-        """Return the number of the trade that would be told next."""
-        return self._next
-
-    def follows(self) -> bool:
-        """Say yes: what is missing is told."""
-        return True
-
-    def _position(self) -> int:
-        return max(0, self._next - 1)
-
-    def _content(self) -> bytes | None:
-        publication, log = self.publication, self.publication.trade_log
-        if not publication.ready:
-            return None
-        if not self._started:
-            self._started = True
-            self._next = self._next or log.newest + 1
-            if self._next > log.newest + log.capacity:
-                raise Lagging(self._next, log.oldest)
-            if self._next < log.oldest:
-                return self._missed(log.oldest)
-        if self._history != publication.history:
-            # Another history, with fewer trades, took the place of the one that was told.
-            self._history = publication.history
-            self._next = min(self._next, log.newest + 1)
-        if self._next < log.first_after_hole:
-            return self._missed(max(log.first_after_hole, log.oldest))
-        if self._next < log.oldest:
-            raise Lagging(self._next, log.oldest)
-        if self._next > log.newest:
-            return None
-        start, end = self._next, min(log.newest, self._next + TRADES_PER_MESSAGE - 1)
-        message = self._shared(
-            (publication.history, start, end),
-            lambda: TradeRun(publication.epoch, log.since(start, TRADES_PER_MESSAGE)),
-        )
-        self._next = end + 1
-        return message
-
-    def _missed(self, upto: int) -> bytes:
-        count, self._next = upto - self._next, upto
-        text = f"{count} trades are no longer kept"
-        notice = self.publication.missed_notice(count, text)
-        return self._encode(notice._replace(next_trade_number=upto))
 
 
 class TickerSubscription(Subscription):

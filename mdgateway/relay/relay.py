@@ -85,6 +85,11 @@ class Relay(Publication):
         """Return the first trade wanted: at first the oldest that the upstream has."""
         return self.trade_log.newest + 1
 
+    def held_time_ns(self) -> int:
+        """Return the time of the trade before it; zero: it is not known."""
+        last = self.trade_log.last()
+        return 0 if last is None else int(last[log.TRADE_TIME_NS])
+
     def held_orders(self) -> tuple[int, int]:
         """Return where the order stream may resume."""
         return self._orders.held()
@@ -275,6 +280,9 @@ class Relay(Publication):
     def _take_trade_message(self, message: market_data_pb2.StreamTradesResponse) -> None:
         if message.HasField("notice") and message.notice.next_trade_number:
             before = message.notice.next_trade_number - 1
+            anew = message.notice.kind == market_data_pb2.NOTICE_KIND_TRADES_RESTARTED
+            if anew and before < self.trade_log.newest:
+                self._forget_trades(before)
             if before > self.trade_log.newest:
                 self.trade_log.begin_after(before)
         if not message.HasField("trades"):

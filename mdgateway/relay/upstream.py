@@ -72,6 +72,9 @@ class Holder(Protocol):
     def next_trade_number(self) -> int:
         """Return the number of the first trade wanted."""
 
+    def held_time_ns(self) -> int:
+        """Return the time of the trade before it; zero: it is not known."""
+
     def held_orders(self) -> tuple[int, int]:
         """Return epoch and position of the order batch taken last; zeros: nothing."""
 

@@ -13,8 +13,8 @@ from mdgateway.feed.subscriptions import (
     DepthSubscription,
     Subscription,
     TickerSubscription,
-    TradeSubscription,
 )
+from mdgateway.feed.trade_subscription import TradeSubscription
 from tests.unit.market_data_writer import INSTRUMENT, Writer
 
 

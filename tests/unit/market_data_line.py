@@ -14,8 +14,8 @@ from mdgateway.feed.subscriptions import (
     StatusSubscription,
     Subscription,
     TickerSubscription,
-    TradeSubscription,
 )
+from mdgateway.feed.trade_subscription import TradeSubscription
 from mdgateway.relay.relay import Relay
 from mdgateway.relay.upstream import Connected, Lost
 

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from grpc import aio
 from exchange.service import refusal_in
 from exchange.v1 import market_data_pb2 as of
 from exchange.v1 import market_data_pb2_grpc
+from holdfast.market.client import AsyncMarketData
 from mdgateway.grpc_server import service_of
 from mdgateway.http.config import add_arguments, http_config
 from mdgateway.http.server import admission_of
@@ -188,3 +189,56 @@ async def _is_given(call: Any) -> bool:
         return True
     assert await call.code() is grpc.StatusCode.PERMISSION_DENIED
     return False
+
+
+def test_a_page_of_trades_of_another_history_is_refused(tmp_path: Path) -> None:
+    async def test(door: Door, stub: Any, admission: Admission) -> None:
+        for _ in range(5):
+            door.writer.trade(1, 100, 1)
+        door.step()
+
+        def page(held_time_ns: int, first: int = 4) -> Any:
+            request = of.ListTradesRequest(
+                pair=PAIR, from_trade_number=first, held_time_ns=held_time_ns
+            )
+            return stub.ListTrades(request, timeout=PATIENCE_S)
+
+        answer = await page(door.writer.time_ns)
+        assert [trade.trade_number for trade in answer.trades] == [4, 5]
+        for first in 4, 50:
+            status, reason, field = await refused(page(1, first))
+            assert (status, reason) == (grpc.StatusCode.OUT_OF_RANGE, "TRADES_RESTARTED")
+            assert field == "from_trade_number"
+        status, reason, _ = await refused(page(1, 1))
+        assert (status, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "TIME_OUT_OF_RANGE")
+
+    run(tmp_path, test)
+
+
+def test_the_client_goes_on_in_a_history_that_is_new(tmp_path: Path) -> None:
+    @contextlib.asynccontextmanager
+    async def gateway(name: str, trade_count: int, port: int) -> AsyncIterator[int]:
+        folder = tmp_path / name
+        folder.mkdir()
+        async with open_door(folder, gateway={"port": port}) as door:
+            door.writer.time_ns += port
+            for _ in range(trade_count):
+                door.writer.trade(1, 100, 1)
+            door.step()
+            service = service_of(door.market, GrpcGate(Admission(Keyring(None), TIERS)))
+            try:
+                yield await service.start()
+            finally:
+                await service.drain()
+
+    async def main() -> None:
+        async with gateway("old", 5, 0) as port:
+            client = AsyncMarketData(f"127.0.0.1:{port}")
+            trades = client.trades(PAIR, 1)
+            assert [(await anext(trades)).trade_number for _ in range(5)] == [1, 2, 3, 4, 5]
+        # The pair's data were made anew, and have fewer trades than the client has seen.
+        async with gateway("new", 2, port), asyncio.timeout(PATIENCE_S), client:
+            assert [(await anext(trades)).trade_number for _ in range(2)] == [1, 2]
+            await trades.aclose()
+
+    asyncio.run(main())

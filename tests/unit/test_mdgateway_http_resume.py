@@ -226,3 +226,33 @@ def test_a_client_closed_for_being_slow_is_told_where_to_go_on(tmp_path: Path) -
         assert (orders.snapshots, orders.numbers) == (1, list(range(1, number + 1)))
 
     run(tmp_path, test, buffer_bytes=16_384, slow_limit_ms=300)
+
+
+def test_trades_of_another_history_are_not_gone_on_with(tmp_path: Path) -> None:
+    async def test(door: Door) -> None:
+        for _ in range(5):
+            door.writer.trade(1, 100, 1)
+        door.step()
+        time_ns = str(door.writer.time_ns)
+        asked = {"op": "subscribe", "channel": "trades", "pairs": [PAIR], "from_trade_number": 4}
+
+        socket = await door.connect()
+        answer = await socket.ask(**asked, held_time_ns=time_ns)
+        assert (answer["from_trade_number"], answer["held_time_ns"]) == (4, time_ns)
+        told = await socket.until(lambda one: one["type"] == "trades")
+        assert [one["trade_number"] for one in told["trades"]] == [4, 5]
+
+        stranger = await door.connect()
+        await stranger.ask(**asked, held_time_ns="1")
+        first = await stranger.until(lambda one: one.get("channel") == "trades")
+        assert (first["notice"], first["next_trade_number"]) == ("trades_restarted", 1)
+        told = await stranger.until(lambda one: one["type"] == "trades")
+        assert [one["trade_number"] for one in told["trades"]] == [1, 2, 3, 4, 5]
+        for wrong in (1, "", "-1", "x", True):
+            answer = await stranger.ask(**asked, held_time_ns=wrong)
+            assert (answer["reason"], answer["field"]) == ("FIELD_INVALID", "held_time_ns")
+        door.server.hub.say_goodbye(next(iter(door.server.hub.members)), "DRAINING")
+        goodbye = await socket.until(lambda one: one["type"] == "goodbye")
+        assert goodbye["resume_from"] == {PAIR: 6}
+
+    run(tmp_path, test)

@@ -7,9 +7,11 @@ import pytest
 
 from exchange import book_layout as layout
 from exchange.v1 import market_data_pb2
+from mdgateway.feed.protobuf import ProtobufEncoder
 from mdgateway.feed.subscriptions import Lagging, Subscription
+from mdgateway.feed.trade_subscription import TradeSubscription
 from tests.unit.market_data_desk import Desk, ticker, trades
-from tests.unit.market_data_writer import INSTRUMENT
+from tests.unit.market_data_writer import INSTRUMENT, Writer
 
 MISSED = market_data_pb2.NOTICE_KIND_MISSED
 
@@ -133,3 +135,73 @@ def test_the_ticker_is_the_newest_only(desk: Desk) -> None:
     assert prices == ("1.10", "1.10", "1.10", "1.10", 0)
     assert told.engine_state == layout.STATE_READY + 1
     assert subscription.take(desk.now_ns) is None
+
+
+def begun_anew(subscription: Subscription, desk: Desk) -> tuple[int, list[int]]:
+    """Return the first trade that a notice names, and the numbers of the trades after it."""
+    restarted = market_data_pb2.NOTICE_KIND_ENGINE_RESTARTED
+    notice = market_data_pb2.Notice(kind=restarted)
+    while notice.kind == restarted:
+        message = subscription.take(desk.now_ns)
+        assert message is not None
+        notice = market_data_pb2.StreamTradesResponse.FromString(message).notice
+    assert notice.kind == market_data_pb2.NOTICE_KIND_TRADES_RESTARTED
+    return notice.next_trade_number, trades_in(subscription, desk)[0]
+
+
+@pytest.mark.parametrize("held_number", [3, 8])
+def test_what_is_held_of_another_history_is_not_gone_on_with(desk: Desk, held_number: int) -> None:
+    times = {}
+    for number in range(1, 6):
+        desk.step()
+        desk.writer.trade(1, 100, 1)
+        times[number] = desk.writer.time_ns
+    desk.step()
+    # A trade of the same number, or of one that has not happened, from before this history.
+    strange = times[1] - 1
+    stranger = TradeSubscription(desk.publisher, ProtobufEncoder, held_number + 1, strange)
+    assert begun_anew(stranger, desk) == (1, [1, 2, 3, 4, 5])
+    known = TradeSubscription(desk.publisher, ProtobufEncoder, 4, times[3])
+    assert trades_in(known, desk) == ([4, 5], [])
+    # Another gateway was quicker by two trades.
+    ahead = TradeSubscription(desk.publisher, ProtobufEncoder, 8, times[5] + 30_000_000)
+    assert trades_in(ahead, desk) == ([], [])
+    for _ in range(3):
+        desk.step()
+        desk.writer.trade(1, 100, 1)
+    desk.step()
+    assert trades_in(ahead, desk) == ([8], [])
+
+
+def test_who_waits_for_a_trade_of_another_history_hears_of_it_with_the_first_trade(
+    desk: Desk,
+) -> None:
+    desk.step()
+    held_ns = desk.writer.time_ns
+    waiting = TradeSubscription(desk.publisher, ProtobufEncoder, 51, held_ns)
+    assert trades_in(waiting, desk) == ([], [])
+    desk.step()
+    desk.writer.trade(1, 100, 1)
+    desk.step()
+    assert begun_anew(waiting, desk) == (1, [1])
+
+
+def test_a_history_that_begins_under_a_stream_is_told(desk: Desk, tmp_path: Path) -> None:
+    for _ in range(5):
+        desk.writer.trade(1, 100, 1)
+    desk.step()
+    follower = trades(desk.publisher, 1)
+    assert trades_in(follower, desk)[0] == [1, 2, 3, 4, 5]
+    place = follower.place()
+    desk.writer.close()
+    desk.writer = Writer(tmp_path)
+    desk.step()
+    assert begun_anew(follower, desk) == (1, [])
+    desk.step()
+    desk.writer.trade(1, 100, 1)
+    desk.step()
+    assert trades_in(follower, desk)[0] == [1]
+    # So does who was too slow to hear of it, and goes on from the place held for it.
+    assert isinstance(place, tuple)
+    slow = TradeSubscription(desk.publisher, ProtobufEncoder, *place)
+    assert begun_anew(slow, desk) == (1, [1])

@@ -432,7 +432,7 @@ class Hub:
         for (channel, pair, _), feed in member.subscriptions.items():
             place = _place(member, feed)
             if channel == "trades":
-                trades[pair] = place
+                trades[pair] = place[0] if isinstance(place, tuple) else place
             elif channel == "orders" and isinstance(place, tuple) and place[0]:
                 orders[pair] = {"held_epoch": place[0], "held_position": place[1]}
         goodbye = {"type": "goodbye", "reason": reason, "resume_from": trades}

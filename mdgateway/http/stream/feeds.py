@@ -23,8 +23,8 @@ from mdgateway.feed.subscriptions import (
     StatusSubscription,
     Subscription,
     TickerSubscription,
-    TradeSubscription,
 )
+from mdgateway.feed.trade_subscription import TradeSubscription
 from mdgateway.http.json_format import JsonEncoder, dumps
 from mdgateway.http.stream.frames import Framed
 from mdgateway.http.stream.requests import Spec
@@ -199,8 +199,8 @@ class Feed:
             case "ticker":
                 made = TickerSubscription(publication, JsonEncoder, interval_ns)
             case "trades":
-                number = place if isinstance(place, int) else 0
-                made = TradeSubscription(publication, JsonEncoder, number)
+                number, time_ns = place if isinstance(place, tuple) else (place or 0, 0)
+                made = TradeSubscription(publication, JsonEncoder, number, time_ns)
             case "status":
                 made = StatusSubscription(publication, JsonEncoder)
             case "candles":

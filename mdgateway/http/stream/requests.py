@@ -28,7 +28,7 @@ _CONFLATED: Final = frozenset({"depth", "ticker", "candles"})
 _OWN_FIELDS: Final = {
     "depth": frozenset({"levels", "interval_ms", "only_snapshots", "held_epoch", "held_sequence"}),
     "ticker": frozenset({"interval_ms"}),
-    "trades": frozenset({"from_trade_number"}),
+    "trades": frozenset({"from_trade_number", "held_time_ns"}),
     "candles": frozenset({"interval", "interval_ms"}),
     "status": frozenset[str](),
     "orders": frozenset({"held_epoch", "held_position"}),
@@ -158,7 +158,7 @@ def _request(
     asked = _pairs(content, pairs)
     place: Place | None = None
     if channel == "trades":
-        place = _from_trade_number(content) or None
+        place = _trades_place(content, asked)
     elif channel in HELD_FIELDS:
         place = _held(content, HELD_FIELDS[channel], asked)
     return Subscribe(request_id, _spec(channel, content, tier), asked, place)
@@ -257,6 +257,22 @@ def _from_trade_number(content: Mapping[str, Any]) -> int:
         limit = "the number of a trade, from 1"
         raise _refused("TRADE_NUMBER_OUT_OF_RANGE", "from_trade_number", given, limit)
     return int(given)
+
+
+def _trades_place(content: Mapping[str, Any], pairs: tuple[str, ...]) -> Place | None:
+    """Return the first trade wanted, with the time of the one before it if that was given."""
+    number = _from_trade_number(content)
+    given = content.get("held_time_ns")
+    if given is None:
+        return number or None
+    text = given if isinstance(given, str) else ""
+    if number < 2 or not (text.isascii() and text.isdigit() and len(text) < 20):
+        limit = "nanoseconds as text, of the trade before a from_trade_number above 1"
+        raise _refused("FIELD_INVALID", "held_time_ns", given, limit)
+    if len(pairs) != 1:
+        limit = "one pair with held_time_ns: each pair has a place of its own"
+        raise _refused("PAIRS_INVALID", "pairs", ", ".join(pairs), limit)
+    return number, int(text)
 
 
 def _held(content: Mapping[str, Any], field: str, pairs: tuple[str, ...]) -> tuple[int, int] | None:

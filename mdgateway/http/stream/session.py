@@ -254,6 +254,9 @@ def _subscribed(request: Subscribe) -> bytes:
         fields["interval_ms"] = spec.interval_ms
     if isinstance(request.place, int):
         fields["from_trade_number"] = request.place
+    elif request.place is not None and spec.channel == "trades":
+        number, held_time_ns = request.place
+        fields |= {"from_trade_number": number, "held_time_ns": str(held_time_ns)}
     elif request.place is not None:
         fields["held_epoch"], fields[HELD_FIELDS[spec.channel]] = request.place
     return _answer("subscribed", request.id, fields)
