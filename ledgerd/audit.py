@@ -1,21 +1,27 @@
 """Proving the books: the chain computed again, row by row, and balances at any moment.
 
-An auditor reads and writes nothing, in one transaction that sees one moment (REPEATABLE READ).
-`verify` computes every seal, row check, running balance and version again and compares the
-derived tables; each complaint names the row. `trial_balance` sums postings, not balances, so it
-does not believe what it checks.
+An auditor writes nothing. `verify` computes every seal, row check, running balance and version
+again and compares the derived tables; each complaint names the row. `trial_balance` sums postings,
+not balances, so it does not believe what it checks.
+
+`verify` proves the books as they were at one moment: how far each stream was posted, and what each
+account had, is read in one short transaction (REPEATABLE READ). What was posted before never
+changes, so all that lies below is then read in pieces, each in a transaction of its own: one that
+lasted as long as the whole would keep the database from clearing away what settlement, which goes
+on, rewrites a thousand times a second.
 
 It cannot know that the newest commits were cut off together with everything that refers to them;
 that is found by comparing with whoever has seen them: the engines, and the head kept beside the
 run (`ledgerd.follower`, `ledgerd.heads`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import psycopg
 from sqlalchemy import Engine
 
@@ -31,10 +37,9 @@ from ledgerd.books.copying import (
     POSTINGS,
     T_CHECK,
     T_ID,
-    TRANSFERS,
-    RowForm,
     Rows,
 )
+from ledgerd.books.pieces import Piece, copied, read_piece
 from ledgerd.chart import Purpose, bounds_of
 from ledgerd.models import NUMBER_MASK, STREAM_SHIFT
 from ledgerd.reserves.merkle import Leaf, tree
@@ -43,12 +48,10 @@ COMPLAINT_LIMIT: Final = 100
 """So many complaints are spelt out; a book that is all wrong need not fill the memory."""
 CHUNK_SEALS: Final = 4_096
 CHUNK_POSTINGS: Final = 500_000
-"""Seals verified at a time, and about how many postings they may cover: some fifty MiB of rows.
-Each time all postings of that age are looked through, so many small commits must go together."""
+"""Seals verified at a time, and about how many postings they may cover: some fifty MiB of rows."""
 _SEAL_COLUMNS: Final = (
     "cursor_from, cursor_to, sequence, transfer_count, posting_count, posted_ns, previous, hash"
 )
-_STREAM_COLUMNS: Final = "id, cursor, sequence, posted_ns, head"
 
 
 @dataclass(slots=True)
@@ -104,21 +107,81 @@ def one_moment(engine: Engine) -> Iterator[Connection]:
         pooled.close()
 
 
-def verify(engine: Engine) -> Report:
-    """Compute all seals, checks and balances again; return what was found."""
+class Abandoned(Exception):
+    """Nobody waits for what an audit finds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """How far a stream was posted."""
+
+    id: int
+    cursor: int
+    sequence: int
+    posted_ns: int
+    head: bytes
+    pair: str
+    base: str
+
+    @property
+    def first(self) -> int:
+        """The id of its first transfer."""
+        return self.id << STREAM_SHIFT
+
+    @property
+    def end(self) -> int:
+        """The first id that was not posted."""
+        return self.first | self.cursor
+
+
+@dataclass(frozen=True, slots=True)
+class _Auditor:
+    """Reads pieces of the books of one moment."""
+
+    engine: Engine
+    wanted: Callable[[], bool]
+    streams: tuple[_Stream, ...]
+    """By id."""
+
+    @contextmanager
+    def piece(self) -> Iterator[Connection]:
+        """Give a connection for one piece of the work. Raises Abandoned."""
+        if not self.wanted():
+            raise Abandoned
+        with one_moment(self.engine) as connection:
+            yield connection
+
+    def posted(self, transfer_ids: Rows) -> npt.NDArray[np.bool_]:
+        """Say of each transfer whether it was posted by then."""
+        first = np.array([stream.first for stream in self.streams], np.int64)
+        end = np.array([stream.end for stream in self.streams], np.int64)
+        place = np.searchsorted(first, transfer_ids, side="right") - 1
+        return (place >= 0) & (transfer_ids < end[place])
+
+
+def verify(engine: Engine, wanted: Callable[[], bool] = lambda: True) -> Report:
+    """Compute all seals, checks and balances again; return what was found.
+
+    Raises Abandoned soon after `wanted` says no.
+    """
     report = Report()
     with one_moment(engine) as connection:
-        streams = connection.execute(
-            f"SELECT {_STREAM_COLUMNS} FROM streams ORDER BY id"
-        ).fetchall()
-        for stream, cursor, sequence, posted_ns, head in streams:
-            _verify_stream(connection, stream, (cursor, sequence, posted_ns, bytes(head)), report)
-        _verify_strays(connection, report)
-        _verify_books_stream(connection, report)
-        ends = _verify_accounts(connection, report)
-        _sum_up_engines(connection, ends, report)
-        _verify_balances(connection, report)
+        query = "SELECT id, cursor, sequence, posted_ns, head, pair, base FROM streams ORDER BY id"
+        streams = tuple(
+            _Stream(number, cursor, sequence, posted_ns, bytes(head), pair, base)
+            for number, cursor, sequence, posted_ns, head, pair, base in connection.execute(query)
+        )
+        balances = _balances(connection, report)
         _verify_held(connection, report)
+        _verify_strays(connection, streams, report)
+        _verify_books_stream(connection, report)
+    auditor = _Auditor(engine, wanted, streams)
+    for stream in streams:
+        _verify_stream(auditor, stream, report)
+    ends = _verify_accounts(auditor, report)
+    _compare_balances(balances, ends, report)
+    with auditor.piece() as connection:
+        _sum_up_engines(connection, streams, ends, report)
         _verify_snapshots(connection, report)
     return report
 
@@ -127,53 +190,39 @@ def _name(transfer_id: int) -> str:
     return f"transfer {transfer_id & NUMBER_MASK} of stream {transfer_id >> STREAM_SHIFT}"
 
 
-def copied(connection: Connection, form: RowForm, condition: str) -> Rows:
-    """Read rows of integers through COPY, as an array (n, columns)."""
-    with connection.cursor() as cursor:
-        # The condition is made of our own words and integers.
-        statement: Any = form.copy_out(condition)
-        with cursor.copy(statement) as copy:
-            return form.unpack(b"".join(bytes(part) for part in copy))
-
-
-def _verify_stream(
-    connection: Connection, stream: int, claimed: tuple[int, int, int, bytes], report: Report
-) -> None:
+def _verify_stream(auditor: _Auditor, stream: _Stream, report: Report) -> None:
     expected, last, sequence, posted_ns = 0, chain.START, 0, 0
+    query = (
+        f"SELECT {_SEAL_COLUMNS} FROM seals WHERE stream = %s AND cursor_to > %s"
+        " AND cursor_to <= %s ORDER BY cursor_to LIMIT %s"
+    )
     while True:
-        seals = connection.execute(
-            f"SELECT {_SEAL_COLUMNS} FROM seals WHERE stream = %s AND cursor_to > %s"
-            " ORDER BY cursor_to LIMIT %s",
-            (stream, expected, CHUNK_SEALS),
-        ).fetchall()
-        if not seals:
-            break
-        seals = _as_many_as_fit(seals)
-        low, high = (stream << STREAM_SHIFT) | expected, (stream << STREAM_SHIFT) | seals[-1][1]
-        between = f"BETWEEN {low} AND {high - 1}"
-        transfers = copied(connection, TRANSFERS, f"WHERE id {between} ORDER BY id")
-        postings = copied(
-            connection, POSTINGS, f"WHERE transfer_id {between} ORDER BY account_id, version"
-        )
-        lines = _lines(connection, between)
-        _verify_rows(transfers, postings, report)
+        with auditor.piece() as connection:
+            given = (stream.id, expected, stream.cursor, CHUNK_SEALS)
+            seals = _as_many_as_fit(connection.execute(query, given).fetchall())
+            if not seals:
+                break
+            piece = read_piece(connection, stream.first | expected, stream.first | seals[-1][1])
+        _verify_rows(piece.transfers, piece.postings, report)
         for seal in seals:
             if seal[0] != expected:
                 report.complain(
-                    f"seal {seal[1]} of stream {stream} begins at {seal[0]}, not {expected}"
+                    f"seal {seal[1]} of stream {stream.id} begins at {seal[0]}, not {expected}"
                 )
-            _verify_seal(stream, seal, last, transfers, postings, lines, report)
+            _verify_seal(stream, seal, last, piece, report)
             expected, last, sequence, posted_ns = seal[1], bytes(seal[7]), seal[2], seal[5]
-    names = ("cursor", "sequence", "posted_ns", "head")
-    for name, said, sealed in zip(
-        names, claimed, (expected, sequence, posted_ns, last), strict=True
+    for name, said, sealed in (
+        ("cursor", stream.cursor, expected),
+        ("sequence", stream.sequence, sequence),
+        ("posted_ns", stream.posted_ns, posted_ns),
+        ("head", stream.head, last),
     ):
         if said != sealed:
             shown = [one.hex()[:16] if isinstance(one, bytes) else one for one in (said, sealed)]
             report.complain(
-                f"stream {stream} claims {name} {shown[0]}; its last seal says {shown[1]}"
+                f"stream {stream.id} claims {name} {shown[0]}; its last seal says {shown[1]}"
             )
-    report.heads[stream] = last
+    report.heads[stream.id] = last
 
 
 def _as_many_as_fit(seals: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -187,26 +236,17 @@ def _as_many_as_fit(seals: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 
 def _verify_seal(
-    stream: int,
-    seal: tuple[Any, ...],
-    last: bytes,
-    transfers: Rows,
-    postings: Rows,
-    lines: dict[str, list[tuple[int, str]]],
-    report: Report,
+    stream: _Stream, seal: tuple[Any, ...], last: bytes, piece: Piece, report: Report
 ) -> None:
     cursor_from, cursor_to, sequence, transfer_count, posting_count, posted_ns = seal[:6]
     numbers = chain.SealedNumbers(
-        stream, cursor_from, cursor_to, sequence, transfer_count, posting_count, posted_ns
+        stream.id, cursor_from, cursor_to, sequence, transfer_count, posting_count, posted_ns
     )
-    low, high = (stream << STREAM_SHIFT) | cursor_from, (stream << STREAM_SHIFT) | cursor_to
-    own = transfers[(transfers[:, T_ID] >= low) & (transfers[:, T_ID] < high)]
-    moves = postings[(postings[:, P_TRANSFER] >= low) & (postings[:, P_TRANSFER] < high)]
-    extras = [text for rows in lines.values() for at, text in rows if low <= at < high]
+    own, moves, extras = piece.between(stream.first | cursor_from, stream.first | cursor_to)
     report.seal_count += 1
     report.transfer_count += len(own)
     report.posting_count += len(moves)
-    where = f"seal {cursor_to} of stream {stream}"
+    where = f"seal {cursor_to} of stream {stream.id}"
     if bytes(seal[6]) != last:
         report.complain(f"{where} does not follow the seal before it")
     if (len(own), len(moves)) != (transfer_count, posting_count):
@@ -231,36 +271,29 @@ def _verify_rows(transfers: Rows, postings: Rows, report: Report) -> None:
         report.complain(f"{_name(int(transfers[place, T_ID]))} or a posting of it was changed")
 
 
-def _lines(connection: Connection, between: str) -> dict[str, list[tuple[int, str]]]:
-    """Return the sealed lines of the small tables' rows, with the transfer each one names."""
-    found: dict[str, list[tuple[int, str]]] = {}
-    for table, columns in chain.EXTRAS.items():
-        place = columns.index("transfer_id")
-        statement: Any = f"SELECT {', '.join(columns)} FROM {table} WHERE transfer_id {between}"
-        rows = connection.execute(statement).fetchall()
-        found[table] = [(row[place], chain.line(table, *row)) for row in rows]
-    return found
-
-
-def _verify_strays(connection: Connection, report: Report) -> None:
+def _verify_strays(connection: Connection, streams: tuple[_Stream, ...], report: Report) -> None:
     """Find rows that no seal could cover, because they name a transfer beyond every cursor."""
+    ends = [f"{{0}} >= {stream.end}" for stream in streams]
+    starts = [f"{{0}} < {stream.first}" for stream in streams]
+    # Below the first stream, from the end of each to the start of the next, behind the last.
+    unposted = [*starts[:1], *map(" AND ".join, zip(ends, starts[1:], strict=False)), *ends[-1:]]
     for table, column in (
         ("transfers", "id"),
         ("postings", "transfer_id"),
         *((table, "transfer_id") for table in chain.EXTRAS),
     ):
         exempt = "AND id <> 0" if table == "streams" else ""
-        statement: Any = f"""
-            SELECT {column} FROM {table} WHERE NOT EXISTS (
-                SELECT FROM streams AS s WHERE s.id = {table}.{column} >> {STREAM_SHIFT}
-                    AND {table}.{column} & {NUMBER_MASK} < s.cursor) {exempt} LIMIT 10
-        """
+        gaps = " OR ".join(f"({gap.format(column)})" for gap in unposted)
+        statement: Any = f"SELECT {column} FROM {table} WHERE ({gaps}) {exempt} LIMIT 10"
         for row in connection.execute(statement):
             report.complain(f"{table}: {_name(row[0])} is beyond what its stream has posted")
 
-    # No stream's walk comes to a seal that ends before its first number.
-    query = "SELECT stream, cursor_to FROM seals WHERE cursor_to <= 0 OR stream NOT IN"
-    for row in connection.execute(f"{query} (SELECT id FROM streams) LIMIT 10"):
+    # No stream's walk comes to a seal that ends before its first number, or behind its last.
+    query = """
+        SELECT stream, cursor_to FROM seals LEFT JOIN streams ON id = stream
+        WHERE id IS NULL OR cursor_to <= 0 OR cursor_to > cursor LIMIT 10
+    """
+    for row in connection.execute(query):
         report.complain(f"seals: seal {row[1]} of stream {row[0]} is of nothing that was posted")
     query = "SELECT DISTINCT snapshot FROM leaves WHERE snapshot NOT IN (SELECT id FROM snapshots)"
     for row in connection.execute(f"{query} LIMIT 10"):
@@ -275,15 +308,27 @@ def _verify_books_stream(connection: Connection, report: Report) -> None:
         report.complain(f"the row of stream 0 is {row}, not that of the books' own")
 
 
-def _verify_accounts(connection: Connection, report: Report) -> dict[int, tuple[int, int]]:
+def _verify_accounts(auditor: _Auditor, report: Report) -> dict[int, tuple[int, int]]:
     """Follow each account's running balance and version over all its postings; return the last."""
     ends: dict[int, tuple[int, int]] = {}
     last_account, last_version, last_balance = -1, 0, 0
-    condition = "WHERE (account_id, version) > ({}, {}) ORDER BY account_id, version LIMIT 500000"
-    while True:
-        rows = copied(connection, POSTINGS, condition.format(last_account, last_version))
+    reached = (-1, 0)
+    condition = (
+        f"WHERE (account_id, version) > ({{}}, {{}}) ORDER BY account_id, version"
+        f" LIMIT {CHUNK_POSTINGS}"
+    )
+    full = True
+    while full:
+        with auditor.piece() as connection:
+            rows = copied(connection, POSTINGS, condition.format(*reached))
+        # A piece that is not full had all there was; what was posted meanwhile is not looked at.
+        full = len(rows) == CHUNK_POSTINGS
         if not len(rows):
             break
+        reached = (int(rows[-1, P_ACCOUNT]), int(rows[-1, P_VERSION]))
+        rows = rows[auditor.posted(rows[:, P_TRANSFER])]
+        if not len(rows):
+            continue
         before = np.empty((len(rows), 3), np.int64)
         before[0] = last_account, last_version, last_balance
         before[1:] = rows[:-1][:, [P_ACCOUNT, P_VERSION, P_BALANCE]]
@@ -300,10 +345,16 @@ def _verify_accounts(connection: Connection, report: Report) -> dict[int, tuple[
         last_account, last_version, last_balance = (
             int(rows[-1, column]) for column in (P_ACCOUNT, P_VERSION, P_BALANCE)
         )
+    return ends
+
+
+def _balances(connection: Connection, report: Report) -> dict[int, tuple[int, int]]:
+    """Return what each account has, and after how many postings; look at them as such."""
     query = """
         SELECT coalesce(account_id, id), amount, version, account_id, id, purpose, minimum, maximum
         FROM balances FULL JOIN accounts ON id = account_id
     """
+    found: dict[int, tuple[int, int]] = {}
     for account, amount, version, balance, opened, purpose, *bounds in connection.execute(query):
         report.account_count += 1
         if opened is not None and balance is not None and tuple(bounds) != bounds_of(purpose):
@@ -313,19 +364,34 @@ def _verify_accounts(connection: Connection, report: Report) -> dict[int, tuple[
             )
         if balance is None or opened is None:
             report.complain(f"account {account} has a balance or a name, not both")
-        elif ends.get(account, (0, 0)) != (amount, version):
+        else:
+            found[account] = (amount, version)
+    query = "SELECT asset, sum(amount) FROM balances JOIN accounts ON id = account_id GROUP BY 1"
+    for asset, total in connection.execute(query):
+        if total:
+            report.complain(f"the balances of {asset} sum to {total}, not to zero")
+    return found
+
+
+def _compare_balances(
+    balances: dict[int, tuple[int, int]], ends: dict[int, tuple[int, int]], report: Report
+) -> None:
+    """Hold each balance against the account's last posting."""
+    for account, (amount, version) in balances.items():
+        if (amount, version) != ends.get(account, (0, 0)):
             report.complain(
                 f"the balance of account {account} says {amount} after {version} postings; its"
                 f" postings say {ends.get(account, (0, 0))[0]} after {ends.get(account, (0, 0))[1]}"
             )
-    known = {row[0] for row in connection.execute("SELECT id FROM accounts")}
-    for account in sorted(ends.keys() - known):
-        report.complain(f"account {account} has postings and no name")
-    return ends
+    for account in sorted(ends.keys() - balances.keys()):
+        report.complain(f"account {account} has postings, and not both a name and a balance")
 
 
 def _sum_up_engines(
-    connection: Connection, ends: dict[int, tuple[int, int]], report: Report
+    connection: Connection,
+    streams: tuple[_Stream, ...],
+    ends: dict[int, tuple[int, int]],
+    report: Report,
 ) -> None:
     """Compute what each engine must hold, from postings alone."""
     query = """
@@ -335,30 +401,24 @@ def _sum_up_engines(
     taken = """
         SELECT coalesce(sum(amount), 0) FROM postings JOIN accounts ON id = account_id
         WHERE pair = %s AND purpose = %s AND postings.transfer_id >= %s
+            AND postings.transfer_id < %s
     """
-    streams = connection.execute(
-        "SELECT pair, cursor, base FROM streams WHERE id <> 0 ORDER BY pair"
-    ).fetchall()
-    for pair, cursor, base in streams:
-        held: dict[int, list[int]] = {}
-        found = connection.execute(query, (base, pair, int(Purpose.ALLOTTED)))
+    for stream in sorted(streams, key=lambda one: one.pair):
+        if stream.id == 0:
+            continue
+        pair, held = stream.pair, dict[int, list[int]]()
+        found = connection.execute(query, (stream.base, pair, int(Purpose.ALLOTTED)))
         for account, owner, is_base in found:
             held.setdefault(owner, [0, 0])[0 if is_base else 1] = ends.get(account, (0, 0))[0]
-        fees = connection.execute(taken, (pair, int(Purpose.FEES), 1 << STREAM_SHIFT)).fetchone()
+        given = (pair, int(Purpose.FEES), stream.first, stream.end)
+        fees = connection.execute(taken, given).fetchone()
         assert fees is not None
         units = np.array(list(held.values()), np.int64).reshape(-1, 2)
         owners = np.array(list(held), np.int64)
         report.engines[pair] = (
-            int(cursor),
+            stream.cursor,
             digest_of(owners, units[:, 0], units[:, 1], int(fees[0])),
         )
-
-
-def _verify_balances(connection: Connection, report: Report) -> None:
-    query = "SELECT asset, sum(amount) FROM balances JOIN accounts ON id = account_id GROUP BY 1"
-    for asset, total in connection.execute(query):
-        if total:
-            report.complain(f"the balances of {asset} sum to {total}, not to zero")
 
 
 def _verify_held(connection: Connection, report: Report) -> None:

@@ -131,7 +131,14 @@ class Posting(SQLModel, table=True):
     __tablename__ = "postings"
     __table_args__ = (
         CheckConstraint("amount <> 0", name="postings_amount"),
-        Index("postings_transfer", "transfer_id", postgresql_using="brin"),
+        # Streams are written side by side, so that most pages have some of each: one interval for
+        # all of them, which is what BRIN keeps by itself, would reach over every stream between.
+        Index(
+            "postings_transfer",
+            "transfer_id",
+            postgresql_using="brin",
+            postgresql_ops={"transfer_id": "int8_minmax_multi_ops"},
+        ),
         # What the books' own stream did to an account, such as sweeping its fees away: few rows
         # beside what engines post there.
         Index(

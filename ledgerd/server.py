@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 
 from exchange.enums import Asset
 from exchange.identity import listen, own_identity
-from exchange.refusal import Refusal, Refused
+from exchange.refusal import Code, Refusal, Refused
 from exchange.service import ServerOptions
 from exchange.units import format_decimal
 from exchange.v1 import ledger_pb2, ledger_pb2_grpc
@@ -304,7 +304,11 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         self, request: ledger_pb2.VerifyBooksRequest, context: grpc.ServicerContext
     ) -> ledger_pb2.VerifyBooksResponse:
         """Compute everything again."""
-        report = prove(self._engine, self._heads)
+        try:
+            report = prove(self._engine, self._heads, context.is_active)
+        except audit.Abandoned:
+            sentence = "nobody waits for it any more"
+            raise Refused(Refusal(Code.UNAVAILABLE, "ABANDONED", sentence)) from None
         # What settlement keeps in memory must be what the balances say.
         for sentence in self._ledger.differences():
             report.complain(sentence)

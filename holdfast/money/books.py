@@ -27,11 +27,8 @@ from holdfast.money.words import (
     TRANSFER_KINDS,
     TRANSFER_PHASES,
 )
-from holdfast.retry import Retry
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LONG: Final = Retry(patience_s=600.0, attempt_s=600.0)
-"""Computing all books again takes its time, and is not made shorter by asking twice."""
 
 
 def moment(at: datetime | PairSequence) -> ledger_pb2.Moment:
@@ -129,7 +126,7 @@ class BooksCalls(Calls):
     async def verify_books(self) -> BooksReport:
         """Have the whole chain and all balances computed again."""
         request = ledger_pb2.VerifyBooksRequest()
-        answer = await self._call(self._books.VerifyBooks, request, _LONG)
+        answer = await self._computed(self._books.VerifyBooks, request)
         return BooksReport(
             answer.sound,
             tuple(answer.complaints),
@@ -142,7 +139,7 @@ class BooksCalls(Calls):
         """Return the sums of all postings by asset and purpose, now or as of a time."""
         time_ns = moment(at).time_ns if at is not None else 0
         request = ledger_pb2.GetTrialBalanceRequest(time_ns=time_ns)
-        answer = await self._call(self._books.GetTrialBalance, request, _LONG)
+        answer = await self._computed(self._books.GetTrialBalance, request)
         lines = [
             TrialLine(
                 item.asset, PURPOSES.word(item.purpose), Decimal(item.amount), item.account_count
@@ -174,7 +171,7 @@ class BooksCalls(Calls):
     async def take_snapshot(self, asset: str) -> Snapshot:
         """Have the root of what all traders are owed of an asset computed and kept."""
         request = ledger_pb2.TakeLiabilitySnapshotRequest(asset=asset)
-        answer = await self._call(self._books.TakeLiabilitySnapshot, request, _LONG)
+        answer = await self._computed(self._books.TakeLiabilitySnapshot, request)
         return Snapshot(
             answer.snapshot,
             asset,

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final, TypeVar
 
+import grpc
 from grpc import aio
 
 from exchange.identity import open_channel
@@ -21,14 +22,16 @@ from exchange.v1 import (
     risk_pb2_grpc,
 )
 from holdfast.calls import Closing, made
-from holdfast.errors import CallFailed
+from holdfast.errors import CallFailed, TryAgain, Unavailable, of_rpc_error
 from holdfast.money.amounts import decimal_of, decimals_in, invalid
 from holdfast.money.words import OWNER_KINDS
-from holdfast.retry import Retry
+from holdfast.retry import Attempts, Retry
 
 LEDGER_TARGET: Final = "127.0.0.1:8870"
 RISK_TARGET: Final = "127.0.0.1:8871"
+CANCELLED: Final = 1
 UNIMPLEMENTED: Final = 12
+UNAVAILABLE: Final = 14
 TRADER_KINDS: Final = ("user", "sub-account", "market-maker")
 """Kinds whose owners share one series of numbers."""
 
@@ -40,6 +43,10 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.enable_http_proxy", 0),
+    # While an answer takes its time: a machine that is gone says nothing, a service that computes
+    # still answers pings.
+    ("grpc.keepalive_time_ms", 15_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
 )
 
 
@@ -88,6 +95,26 @@ class Calls(Closing):
     ) -> Message:
         """Make a call, again while the trouble may pass. Raises CallFailed."""
         return await made(method, request, retry or self.retry)
+
+    async def _computed(self, method: Callable[..., Awaitable[Message]], request: Any) -> Message:
+        """Make a call that takes as long as it takes. Raises CallFailed.
+
+        It is made again within the client's patience, as others are; when the ledger goes away
+        after that, the work is lost, and whoever wants it begins anew.
+        """
+        attempts = Attempts(self.retry)
+        while True:
+            try:
+                return await method(request)
+            except grpc.RpcError as error:
+                failed = of_rpc_error(error)
+            lost = not failed.reason and failed.code in {CANCELLED, UNAVAILABLE}
+            if lost:
+                sentence = f"the ledger went away before it answered ({failed.message})"
+                failed = Unavailable(UNAVAILABLE, sentence, "LEDGER_LOST")
+            if not isinstance(failed, TryAgain) or attempts.spent():
+                raise failed
+            await attempts.pause()
 
     async def _known_kind(self) -> Any:
         """Return the number of the owner's kind: as given, or as the books know the account.

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exchange.enums import Asset
-from ledgerd.audit import copied, one_moment, trial_balance, verify
+from ledgerd.audit import Abandoned, one_moment, trial_balance, verify
 from ledgerd.books.chain import EXTRAS, row_checks
 from ledgerd.books.copying import POSTINGS, TRANSFERS
+from ledgerd.books.pieces import copied
 from ledgerd.books.queries import liability_proof, reading
 from ledgerd.chart import Phase, Purpose, TransferKind
 from ledgerd.heads import BooksAreOlder, Heads
@@ -44,13 +45,50 @@ def busy(books: TestBooks) -> None:
     books.ledger.close_day(date(2026, 1, 1))
 
 
-def test_sound_books_are_found_sound() -> None:
+@pytest.mark.parametrize("postings", [7, 500_000])
+def test_sound_books_are_found_sound_in_pieces_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, postings: int
+) -> None:
+    monkeypatch.setattr("ledgerd.audit.CHUNK_POSTINGS", postings)
     with fresh_books() as books:
         busy(books)
         report = verify(books.engine)
         assert report.complaints == []
         assert report.posting_count > 40
         assert set(report.heads) == {0, 1}
+
+
+def test_settlement_goes_on_while_the_books_are_proved_as_they_were() -> None:
+    held = """
+        SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+            AND backend_type = 'client backend' AND backend_xmin IS NOT NULL
+            AND pid <> pg_backend_pid()
+    """
+    with fresh_books() as books:
+        busy(books)
+        before, pieces, thief = verify(books.engine), itertools.count(), superuser(books)
+
+        def goes_on() -> bool:
+            with thief.connect() as connection:
+                count = connection.exec_driver_sql(held).scalar_one()
+            assert count == 0, "no piece is read in the transaction of another"
+            owner = 100 + next(pieces)
+            books.ledger.open_accounts([user(owner, "BTC")])
+            books.ledger.post([books.transfer((user(1, "BTC"), -1), (user(owner, "BTC"), 1))])
+            return True
+
+        during = verify(books.engine, goes_on)
+        thief.dispose()
+        assert during == before
+        assert next(pieces) > 3
+        after = verify(books.engine)
+        assert after.complaints == []
+        assert after.seal_count > before.seal_count
+
+
+def test_an_audit_that_nobody_waits_for_ends() -> None:
+    with fresh_books() as books, pytest.raises(Abandoned):
+        verify(books.engine, lambda: False)
 
 
 CHANGES = [
