@@ -250,6 +250,32 @@ class EffectiveLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class RiskEdit:
+    """One thing that a change changed, in the words that people use."""
+
+    what: str
+    """Such as `exposure of account 7 in BTC`, `profile of account 7` or `kill of pair BTC-USDT`."""
+    before: str
+    """Such as `0.50000000 BTC`; empty where there was nothing."""
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class RiskChange:
+    """Who changed what about risk, as it is kept for ever."""
+
+    change: int
+    time_ns: int
+    actor: str
+    note: str
+    subject: str
+    """`limits`, `profile`, `target` or `kill`."""
+    edits: tuple[RiskEdit, ...]
+    content: str
+    """The same in the contract's numbers and smallest units: JSON, as it was written."""
+
+
+@dataclass(frozen=True, slots=True)
 class PairExposure:
     """An account's money of one asset in one pair."""
 

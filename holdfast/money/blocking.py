@@ -26,6 +26,7 @@ from holdfast.money.answers import (
     LimitsChanged,
     Moved,
     PairSequence,
+    RiskChange,
     RiskStatus,
     Settlement,
     Snapshot,
@@ -183,6 +184,10 @@ class MoneyClient:
     ) -> LimitsChanged:
         """Make all changes one new version, or none of them."""
         return _wait(self._client.change_limits(changes, note, expected_version=expected_version))
+
+    def risk_changes(self, *, before: int = 0, page_size: int = 100) -> tuple[RiskChange, ...]:
+        """Return changes of limits, profiles, targets and kill switches, newest first."""
+        return _wait(self._client.risk_changes(before=before, page_size=page_size))
 
     def recall(
         self, asset: str, amount: Amount, pair: str = "", *, patience_s: float | None = None

@@ -1,12 +1,14 @@
 """Calls to the risk service: limits, exposure, money back from engines, the kill switch."""
 
+import json
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any, Final
 
+from exchange.enums import Asset
 from exchange.v1 import risk_pb2
 from holdfast.errors import CallFailed, InvalidRequest, OutcomeUnknown
-from holdfast.money.amounts import Amount, decimal_of, invalid, units_of
+from holdfast.money.amounts import Amount, decimal_of, invalid, plain, units_of
 from holdfast.money.answers import (
     Alarm,
     EffectiveLimits,
@@ -20,6 +22,8 @@ from holdfast.money.answers import (
     LimitUse,
     PairExposure,
     PairRiskStatus,
+    RiskChange,
+    RiskEdit,
     RiskStatus,
 )
 from holdfast.money.calls import Calls
@@ -51,6 +55,14 @@ UNITS: Final = {
 def asset_of(place: str, place_name: str) -> str:
     """Return the asset in which a limit of a place is counted: of a pair, its quote asset."""
     return place_name.rpartition("-")[2] if place == "pair" else place_name
+
+
+def value_text(limit: Limit) -> str:
+    """Return a limit's value with what it counts."""
+    if limit.kind in COUNTED:
+        return f"{limit.value} {UNITS[limit.kind]}"
+    assert not isinstance(limit.value, int), f"{limit.kind} is an amount"
+    return f"{plain(limit.value)} {asset_of(limit.place, limit.place_name)}"
 
 
 class RiskCalls(Calls):
@@ -127,6 +139,78 @@ class RiskCalls(Calls):
             value = decimal_of(item.value, await self.decimals(asset))
         subject = LIMIT_SUBJECTS.word(key.subject)
         return Limit(kind, subject, key.subject_name, place, key.place_name, value)
+
+    # Who changed what.
+
+    async def risk_changes(
+        self, *, before: int = 0, page_size: int = 100
+    ) -> tuple[RiskChange, ...]:
+        """Return changes of limits, profiles, targets and kill switches, newest first.
+
+        Those with a number below `before`, the newest without it. At most 1,000 of them.
+        """
+        request = risk_pb2.ListRiskChangesRequest(before=before, page_size=page_size)
+        answer = await self._call(self._risk.ListRiskChanges, request)
+        return tuple(
+            [
+                RiskChange(
+                    item.change,
+                    item.time_ns,
+                    item.actor,
+                    item.note,
+                    item.subject,
+                    await self._edits(item.subject, item.content),
+                    item.content,
+                )
+                for item in answer.changes
+            ]
+        )
+
+    async def _edits(self, subject: str, content: str) -> tuple[RiskEdit, ...]:
+        told = json.loads(content)
+        if subject == "limits":
+            return tuple([await self._limit_edit(*given) for given in told["changes"]])
+        before, after = told["before"], told["after"]
+        if subject == "target":
+            base, _, quote = told["pair"].partition("-")
+            asset = base if told["asset"] == Asset.BASE else quote
+            what = f"target of account {told['account']} in {told['pair']}"
+            edit = RiskEdit(what, await self._said(before, asset), await self._said(after, asset))
+        elif subject == "profile":
+            edit = RiskEdit(f"profile of account {told['account']}", _role(before), _role(after))
+        else:
+            what = f"kill of {KILL_SCOPES.word(told['scope'])} {told['name']}".rstrip()
+            edit = RiskEdit(what, *("stopped" if killed else "open" for killed in (before, after)))
+        return (edit,)
+
+    async def _limit_edit(
+        self,
+        kind: Any,
+        subject: Any,
+        subject_name: str,
+        place: Any,
+        place_name: str,
+        *values: int | None,
+    ) -> RiskEdit:
+        key = risk_pb2.LimitKey(
+            kind=kind,
+            subject=subject,
+            subject_name=subject_name,
+            place=place,
+            place_name=place_name,
+        )
+        whom = f"{LIMIT_SUBJECTS.word(subject)} {subject_name}".rstrip()
+        where = place_name or LIMIT_PLACES.word(place)
+        said = [
+            ""
+            if value is None
+            else value_text(await self._limit(risk_pb2.RiskLimit(key=key, value=value)))
+            for value in values
+        ]
+        return RiskEdit(f"{LIMIT_KINDS.word(kind)} of {whom} in {where}", *said)
+
+    async def _said(self, units: int, asset: str) -> str:
+        return f"{plain(await self.decimal(asset, units))} {asset}" if units else ""
 
     # Money.
 
@@ -227,6 +311,11 @@ class RiskCalls(Calls):
             tuple(answer.killed_accounts),
             answer.everything_killed,
         )
+
+
+def _role(profile: list[Any] | None) -> str:
+    """Return a tier and a role as people say them."""
+    return f"{profile[0]} {ACCOUNT_ROLES.word(profile[1])}" if profile else ""
 
 
 def _refused(reason: Any, message: str) -> CallFailed:

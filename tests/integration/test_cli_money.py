@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from exchange.v1 import enums_pb2 as enums
+from exchange.v1 import risk_pb2
 from holdfast.cli import main
 from ledgerd.database import SUPERUSER, connect
 from tests.integration.exchange_processes import ROOT
@@ -141,6 +142,7 @@ def test_a_deposit_is_followed_until_it_is_credited(holdfast: Holdfast) -> None:
         ("statement BTC --from x", "PAGE_TOKEN_INVALID"),
         ("limits show --pair A-B", "PAIR_UNKNOWN: pair is 'A-B'; it must be BTC-USDT or ETH-USDT"),
         ("limits show --version 99", "VERSION"),
+        ("limits history --lines 1001", "PAGE_SIZE_OUT_OF_RANGE"),
         ("limits set position 5 --note x", "because position is an amount"),
         ("limits set position 5 --in BTC-USDT --note x", "LIMIT_PLACE_INVALID"),
         ("limits set position -5 --in BTC --note x", "AMOUNT_INVALID: value is '-5'"),
@@ -368,6 +370,44 @@ def test_the_kill_switch_names_the_sequence_in_each_engine(holdfast: Holdfast) -
     assert "EVERYTHING IS STOPPED" in done(holdfast("risk status"))
     done(holdfast("kill everything --lift"))
     assert holdfast("risk status --json").json["everything_killed"] is False
+
+
+def test_the_history_says_who_changed_what(whole: MoneyExchange, holdfast: Holdfast) -> None:
+    done(holdfast("limits set exposure 5 --in ETH --of account:4 --note tight --as olga"))
+    done(holdfast("limits lift exposure --in ETH --of account:4 --note loose --as olga"))
+    done(holdfast("kill account 4 --note seen --as eve"))
+    done(holdfast("kill account 4 --lift --note sorry --as eve"))
+    who: dict[str, Any] = {"account": DAVE, "actor": "ann", "note": "maker"}
+    role = risk_pb2.ACCOUNT_ROLE_MARKET_MAKER
+    whole.risk.SetAccountProfile(risk_pb2.SetAccountProfileRequest(tier="gold", role=role, **who))
+    for units in (3 * UNIT, 0):
+        target = risk_pb2.SetAllotmentTargetRequest(
+            pair=BTC, asset=enums.ASSET_QUOTE, amount_units=units, **who
+        )
+        whole.risk.SetAllotmentTarget(target)
+    expected = [
+        ["ann", f"target of account 4 in {BTC}", "3.00000000 USDT", "-", "maker"],
+        ["ann", f"target of account 4 in {BTC}", "-", "3.00000000 USDT", "maker"],
+        ["ann", "profile of account 4", "-", "gold market-maker", "maker"],
+        ["eve", "kill of account 4", "stopped", "open", "sorry"],
+        ["eve", "kill of account 4", "open", "stopped", "seen"],
+        ["olga", "exposure of account 4 in ETH", "5.00000000 ETH", "-", "loose"],
+        ["olga", "exposure of account 4 in ETH", "-", "5.00000000 ETH", "tight"],
+    ]
+    first = done(holdfast("limits history --lines 4")).splitlines()
+    assert rows(first[0])[0] == ["change", "time", "who", "what", "before", "after", "note"]
+    older = first[-1].removeprefix("older changes: --from ")
+    rest = done(holdfast(f"limits history --lines 3 --from {older}")).splitlines()
+    assert [rows(line)[0][2:] for line in first[1:-1] + rest[1:-1]] == expected
+    document = holdfast("limits history --json --lines 1").json
+    (newest,) = document["changes"]
+    what, before = expected[0][1:3]
+    assert newest["edits"] == [{"what": what, "before": before, "after": ""}]
+    assert json.loads(newest["content"])["before"] == 3 * UNIT
+    assert document["older"] == newest["change"]
+    everything = rows(done(holdfast("limits history --lines 1000")))
+    assert everything[-1][0] == "1"
+    assert done(holdfast("limits history --from 1")) == "there are no such changes\n"
 
 
 def pairs_of(whole: MoneyExchange) -> str:

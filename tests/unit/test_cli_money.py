@@ -130,6 +130,7 @@ def test_a_table_is_never_cut_however_narrow_the_terminal(
         "limits",
         "limits set pockets 5 --note x",
         "limits set position 5",
+        "limits history --from yesterday",
         "kill",
         "kill somebody",
         "address",

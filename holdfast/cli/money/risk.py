@@ -14,7 +14,7 @@ from holdfast.cli.money.options import (
 )
 from holdfast.money.amounts import plain
 from holdfast.money.answers import Limit, LimitChange
-from holdfast.money.risk import COUNTED, UNITS, asset_of
+from holdfast.money.risk import value_text
 from holdfast.money.words import LIMIT_KINDS
 
 
@@ -46,6 +46,11 @@ def add_commands(commands: Any) -> None:
             "--expected-version", type=int, default=0, help="refuse unless that is the version now"
         )
         change.epilog = f"KIND is one of {', '.join(LIMIT_KINDS.words)}"
+    history = command(limits, "history", _history, "show who changed what: limits, kills, the rest")
+    history.add_argument("--lines", type=int, default=20, help="most changes, at most 1000")
+    history.add_argument(
+        "--from", dest="before", type=int, default=0, metavar="N", help="only changes older than N"
+    )
     command(commands, "exposure", _exposure, "show an account's money in pairs and its limits")
     kill = command(commands, "kill", _kill, "stop an account, a pair or everything")
     kill.add_argument("scope", choices=("account", "pair", "everything"))
@@ -60,20 +65,13 @@ def add_commands(commands: Any) -> None:
 # Limits.
 
 
-def _value(limit: Limit) -> str:
-    if limit.kind in COUNTED:
-        return f"{limit.value} {UNITS[limit.kind]}"
-    assert not isinstance(limit.value, int), f"{limit.kind} is an amount"
-    return f"{plain(limit.value)} {asset_of(limit.place, limit.place_name)}"
-
-
 def _rows(limits: Iterable[Limit]) -> list[list[str]]:
     return [
         [
             one.kind,
             f"{one.subject} {one.subject_name}".rstrip(),
             one.place_name or one.place,
-            _value(one),
+            value_text(one),
         ]
         for one in limits
     ]
@@ -100,6 +98,38 @@ def _show(given: argparse.Namespace) -> int:
         f"account {given.account} in {given.pair}: tier {binding.tier}, role {binding.role},"
         f" version {binding.version}, {known}"
     )
+    return 0
+
+
+def _history(given: argparse.Namespace) -> int:
+    with client(given) as money:
+        found = money.risk_changes(before=given.before, page_size=given.lines)
+    # Behind a full page there may be more, unless it ends with the first change ever.
+    full = len(found) >= max(given.lines, 1)
+    older = found[-1].change if full and found[-1].change > 1 else 0
+    if given.json:
+        print_json({"changes": found, "older": older})
+        return 0
+    rows = [
+        [
+            str(one.change),
+            time_text(one.time_ns),
+            one.actor,
+            edit.what,
+            edit.before or "-",
+            edit.after or "-",
+            one.note,
+        ]
+        for one in found
+        for edit in one.edits
+    ]
+    if not rows:
+        print("there are no such changes")
+    print_table(
+        ["change", "time", "who", "what", "before", "after", "note"], rows, right=("change",)
+    )
+    if older:
+        print(f"older changes: --from {older}")
     return 0
 
 
@@ -166,7 +196,7 @@ def _exposure(given: argparse.Namespace) -> int:
         percent, rest = divmod(use.used_ppm, 10_000)
         broken = ": BROKEN" if use.used_ppm > 1_000_000 else ""
         print(
-            f"{use.limit.kind} {plain(use.used)} of {_value(use.limit)},"
+            f"{use.limit.kind} {plain(use.used)} of {value_text(use.limit)},"
             f" {percent}.{rest // 100:02d} %{broken}"
         )
     return 0
