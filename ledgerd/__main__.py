@@ -24,6 +24,7 @@ from exchange.instrument import Instrument, InvalidInstrument
 from exchange.service import NotLoopback, ServerOptions, require_loopback, run
 from exchange.v1 import funds_pb2_grpc
 from ledgerd.config import InvalidSetting, LedgerConfig, settings_from
+from ledgerd.custody.adapter import Custody
 from ledgerd.database import (
     GONE,
     OWNER,
@@ -37,7 +38,7 @@ from ledgerd.days.schedule import DailyClose
 from ledgerd.doors.funds_server import SERVICE_NAME as FUNDS_SERVICE
 from ledgerd.doors.funds_server import FundsServicer
 from ledgerd.follower import PairFollower, Status
-from ledgerd.funds.desk import open_desk
+from ledgerd.funds.desk import open_custody, open_desk
 from ledgerd.funds.pipelines import Pipelines
 from ledgerd.funds.settings import FundsSettings, InvalidFunds, add_arguments
 from ledgerd.heads import BooksAreOlder, Heads
@@ -144,13 +145,15 @@ class Process:
         ]
         self.daily_close = DailyClose(self.ledger, self._passed_ns, time.time_ns)
         self.config = config
-        servicer = LedgerServicer(self.ledger, engine, self.statuses, self.heads)
+        self.servicer = LedgerServicer(self.ledger, engine, self.statuses, self.heads)
         options = ServerOptions(host=config.host, port=config.port)
-        self.server = LedgerServer(servicer, options, config.threads, (FUNDS_SERVICE,))
+        self.server = LedgerServer(self.servicer, options, config.threads, (FUNDS_SERVICE,))
 
     def open_funds(self) -> Pipelines:
         """Serve the way in and out; return its rounds. The assets have to be listed before."""
         desk = open_desk(self.ledger, self.engine, time.time_ns, self.config.funds, self.config.run)
+        if self.config.funds.custodian != "none":
+            self.servicer.custody = desk.custody
         pipelines = Pipelines(desk, lambda: self.heads.sentence)
         servicer = FundsServicer(desk, pipelines, lambda: self.heads.sentence)
         funds_pb2_grpc.add_FundsServiceServicer_to_server(servicer, self.server.server)
@@ -225,10 +228,10 @@ def _announce(run_folder: Path, port: int) -> None:
     unfinished.replace(run_folder / "ledgerd.port")
 
 
-def _verify(engine: Engine, heads: Heads) -> int:
+def _verify(engine: Engine, heads: Heads, custody: Custody | None) -> int:
     if not heads.path.exists():
         print(f"ledgerd: there is no {heads.path}: commits that were cut off are not missed")
-    report = prove(engine, heads)
+    report = prove(engine, heads, custody)
     for complaint in report.complaints:
         print(f"ledgerd: {complaint}")
     for pair, (cursor, digest) in report.engines.items():
@@ -263,7 +266,8 @@ def main(argv: list[str] | None = None) -> int:
             engine = connect(database.url, config.pool_size)
             try:
                 if arguments.action == "verify":
-                    return _verify(engine, Heads(config.heads))
+                    custody = open_custody(engine, time.time_ns, config.funds, config.run)
+                    return _verify(engine, Heads(config.heads), custody)
                 process = Process(config, engine)
                 return run(_serve(config, process, process.instruments))
             finally:

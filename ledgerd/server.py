@@ -26,6 +26,7 @@ from exchange.v1 import ledger_pb2, ledger_pb2_grpc
 from ledgerd import audit
 from ledgerd.books import queries
 from ledgerd.chart import OwnerKind, Purpose
+from ledgerd.custody.adapter import Custody
 from ledgerd.days.close import close_of, closed_days
 from ledgerd.doors.answers import RoleCheck, answered, enumerated, identity
 from ledgerd.doors.ledger_messages import (
@@ -66,6 +67,8 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         statuses: Callable[[], Sequence[Status]],
         heads: Heads,
     ) -> None:
+        self.custody: Custody | None = None
+        """Whoever keeps the coins, once that is known."""
         self._ledger = ledger
         self._engine = engine
         self._statuses = statuses
@@ -305,7 +308,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     ) -> ledger_pb2.VerifyBooksResponse:
         """Compute everything again."""
         try:
-            report = prove(self._engine, self._heads, context.is_active)
+            report = prove(self._engine, self._heads, self.custody, context.is_active)
         except audit.Abandoned:
             sentence = "nobody waits for it any more"
             raise Refused(Refusal(Code.UNAVAILABLE, "ABANDONED", sentence)) from None

@@ -109,8 +109,8 @@ class Custody(Protocol):
     def payout(self, payout_id: UUID) -> PayoutStatus:
         """Return what became of a payout."""
 
-    def payouts(self) -> Sequence[UUID]:
-        """Return the ids of all payouts that it was ever asked to make, oldest first."""
+    def payouts(self) -> Sequence[Payout]:
+        """Return all payouts that it was ever asked to make, oldest first."""
 
     def holdings_units(self, asset: str) -> int:
         """Return the coins that are on the chain and under our keys now."""

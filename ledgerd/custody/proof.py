@@ -185,15 +185,20 @@ def unexplained_payouts(engine: Engine, custody: Custody) -> list[str]:
     """
     payouts = custody.payouts()
     with one_moment(engine) as connection:
-        query = "SELECT id, state FROM withdrawals WHERE id = ANY(%s)"
-        known = dict(connection.execute(query, (list(payouts),)).fetchall())
+        query = "SELECT id, state, asset, address, amount_units FROM withdrawals WHERE id = ANY(%s)"
+        rows = connection.execute(query, ([payout.id for payout in payouts],)).fetchall()
+    known = {made: (state, content) for made, state, *content in rows}
     found = []
-    for made in payouts:
-        state = WithdrawalState(known.get(made, 0))
+    for payout in payouts:
+        made, paid = payout.id, [payout.asset, payout.address, payout.amount_units]
+        state, content = known.get(made, (0, paid))
         if state == WithdrawalState.UNSPECIFIED:
             found.append(f"the custodian has payout {made}, which the books do not know")
         elif state in NOT_PAID:
-            found.append(f"the custodian has payout {made}, which the books have as {state.name}")
+            name = WithdrawalState(state).name
+            found.append(f"the custodian has payout {made}, which the books have as {name}")
         elif state == WithdrawalState.FAILED and custody.payout(made).state != PayoutState.FAILED:
             found.append(f"payout {made} was refunded and the custodian still pays it")
+        elif content != paid:
+            found.append(f"payout {made} is {paid} at the custodian, and {content} in the books")
     return found

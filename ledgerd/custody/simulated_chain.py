@@ -395,9 +395,14 @@ class SimulatedCustody:
         """Return what became of a payout."""
         return self._ask(lambda chain: chain.payout(str(payout_id)))
 
-    def payouts(self) -> Sequence[UUID]:
-        """Return the ids of all payouts that it was ever asked to make, oldest first."""
-        return self._ask(lambda chain: [UUID(made) for made in chain.payouts])
+    def payouts(self) -> Sequence[Payout]:
+        """Return all payouts that it was ever asked to make, oldest first."""
+        return self._ask(
+            lambda chain: [
+                Payout(UUID(made), asset, address, units)
+                for made, (_, asset, address, units) in chain.payouts.items()
+            ]
+        )
 
     def holdings_units(self, asset: str) -> int:
         """Return the coins that are in blocks and under our keys now."""

@@ -76,15 +76,22 @@ class Desk:
         return self.books.read(lambda connection: views.owner_kind(connection, owner_id))
 
 
+def open_custody(
+    engine: Engine, clock: Callable[[], int], settings: FundsSettings, run: Path
+) -> Custody | None:
+    """Return the custodian of a run folder; None if it has none."""
+    if settings.custodian != "simulated":
+        return None
+    path = run / CHAIN_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assets = list(MoneyBooks(engine, clock).read(views.decimals))
+    return SimulatedCustody(path, CHAIN_SEED, assets, CALM)
+
+
 def open_desk(
     ledger: Ledger, engine: Engine, clock: Callable[[], int], settings: FundsSettings, run: Path
 ) -> Desk:
     """Return the desk of a run folder, with the custodian and the limiter it is to use."""
-    custody: Custody = NoCustodian()
-    if settings.custodian == "simulated":
-        path = run / CHAIN_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        assets = list(MoneyBooks(engine, clock).read(views.decimals))
-        custody = SimulatedCustody(path, CHAIN_SEED, assets, CALM)
+    custody = open_custody(engine, clock, settings, run) or NoCustodian()
     limiter = RiskLink(settings.risk) if settings.risk else None
     return Desk(ledger, engine, clock, settings, custody, limiter)

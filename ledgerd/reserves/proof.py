@@ -1,20 +1,35 @@
 """The one proof of everything: what a running ledgerd answers, and what `verify` prints.
 
 The chain and all balances (`ledgerd.audit`), that no commit was cut off at the end
-(`ledgerd.heads`), and deposits, withdrawals and their journal (`ledgerd.custody.proof`).
+(`ledgerd.heads`), deposits, withdrawals and their journal (`ledgerd.custody.proof`), and with a
+custodian its coins and payouts (`ledgerd.reserves.holdings`).
 """
 
+import time
 from collections.abc import Callable
+from typing import Final
 
 from sqlalchemy import Engine
 
 from ledgerd.audit import Report, verify
+from ledgerd.custody.adapter import Custody, CustodyUnavailable
 from ledgerd.custody.proof import verify_money
 from ledgerd.heads import Heads
+from ledgerd.reserves.holdings import custody_complaints
+
+PAUSE_S: Final = 0.5
+"""Between two looks at coins that differ from the books: a block may have been found between."""
 
 
-def prove(engine: Engine, heads: Heads, wanted: Callable[[], bool] = lambda: True) -> Report:
+def prove(
+    engine: Engine,
+    heads: Heads,
+    custody: Custody | None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> Report:
     """Compute everything again; return what was found. Writes nothing.
+
+    `custody`: whoever keeps the coins; None: nobody.
 
     Raises Abandoned soon after `wanted` says no.
     """
@@ -22,4 +37,11 @@ def prove(engine: Engine, heads: Heads, wanted: Callable[[], bool] = lambda: Tru
     older = heads.older(engine)
     for sentence in ([older] if older else []) + verify_money(engine):
         report.complain(sentence)
+    if custody is None:
+        return report
+    try:
+        for sentence in custody_complaints(engine, custody, lambda: time.sleep(PAUSE_S)):
+            report.complain(sentence)
+    except CustodyUnavailable as error:
+        report.complain(f"coins and books were not compared: {error}")
     return report

@@ -228,11 +228,11 @@ def test_a_database_older_than_its_kept_head_is_noticed(tmp_path: Path) -> None:
             assert path.read_text() == kept
             # An auditor says so, too, and leaves the file as it is.
             assert verify(restored.engine).sound
-            (sentence,) = prove(restored.engine, Heads(path)).complaints
+            (sentence,) = prove(restored.engine, Heads(path), None).complaints
             assert "older than these books" in sentence
-        assert prove(books.engine, Heads(path)).complaints == []
+        assert prove(books.engine, Heads(path), None).complaints == []
         books.ledger.settle(PAIR, rows_of(trade(1, 2, 10)), cursor + 1)
-        assert prove(books.engine, Heads(path)).complaints == []
+        assert prove(books.engine, Heads(path), None).complaints == []
         assert path.read_text() == kept
 
 
