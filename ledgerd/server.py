@@ -25,7 +25,7 @@ from exchange.units import format_decimal
 from exchange.v1 import ledger_pb2, ledger_pb2_grpc
 from ledgerd import audit
 from ledgerd.books import queries
-from ledgerd.chart import OwnerKind, Purpose
+from ledgerd.chart import AccountName, OwnerKind, Purpose
 from ledgerd.custody.adapter import Custody
 from ledgerd.days.close import close_of, closed_days
 from ledgerd.doors.answers import RoleCheck, answered, enumerated, identity
@@ -99,6 +99,9 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     ) -> ledger_pb2.ListBalancesResponse:
         """Show balances, now or as of a moment."""
         kind = enumerated(OwnerKind, "owner_kind", request.owner_kind)
+        whose = AccountName(kind, request.owner_id, Purpose.FUNDING, "any").fault()
+        if whose is not None:
+            raise Refused(Refusal.of_field("ACCOUNT_INVALID", *whose))
         moment = request.as_of.WhichOneof("moment")
         answer = ledger_pb2.ListBalancesResponse()
         with queries.reading(self._engine) as session:
@@ -179,6 +182,12 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     ) -> ledger_pb2.GetTransferResponse:
         """Show one transfer."""
         asked = identity("id", request.id) if request.id else None
+        if asked is None and request.transfer_id < 1:
+            # Transfer 0 moves nothing: it is the first entry of all books, and what was not said.
+            limit = "the number of a transfer, unless id is given"
+            raise Refused(
+                Refusal.of_field("TRANSFER_ID_INVALID", "transfer_id", request.transfer_id, limit)
+            )
         with queries.reading(self._engine) as session:
             whole = queries.whole_transfer(session, request.transfer_id, asked)
             answer = ledger_pb2.GetTransferResponse(

@@ -17,6 +17,7 @@ import grpc
 from exchange.identity import OURS, call_refusal
 from exchange.refusal import Code, Refusal, Refused
 from exchange.service import STATUS_DETAILS, status_of
+from ledgerd.chart import OWNER_LIMIT
 from ledgerd.custody.adapter import CustodyUnavailable
 from ledgerd.database import GONE
 from ledgerd.heads import BooksAreOlder
@@ -105,6 +106,14 @@ def identity(field: str, value: bytes) -> UUID:
     if len(value) != 16:
         raise Refused(Refusal.of_field("ID_INVALID", field, value.hex(), "16 bytes"))
     return UUID(bytes=value)
+
+
+def owner_number(owner_id: int) -> int:
+    """Return an owner's number that a caller gave. Raises Refused for one that nobody can have."""
+    if not 1 <= owner_id < OWNER_LIMIT:
+        limit = f"from 1 to {OWNER_LIMIT - 1}"
+        raise Refused(Refusal.of_field("ACCOUNT_UNKNOWN", "owner_id", owner_id, limit))
+    return owner_id
 
 
 def enumerated(kind: type[Number], field: str, value: int) -> Number:

@@ -25,7 +25,7 @@ from ledgerd.custody.deposit_rules import DepositState
 from ledgerd.custody.journal import Subject
 from ledgerd.custody.simulated_chain import PaymentConflict
 from ledgerd.custody.withdrawal_rules import INT64_MAXIMUM, Asked, WithdrawalState, judge_amount
-from ledgerd.doors.answers import answered, enumerated, identity
+from ledgerd.doors.answers import answered, enumerated, identity, owner_number
 from ledgerd.doors.funds_messages import (
     address_message,
     deposit_message,
@@ -149,7 +149,7 @@ class FundsServicer(funds_pb2_grpc.FundsServiceServicer):
     ) -> funds_pb2.ListDepositsResponse:
         """Show an owner's deposits."""
         size, before = page(request.page_size, PAGE_SIZE), _place(request.page_token)
-        found = self._desk.deposits.of_owner(request.owner_id, size, before)
+        found = self._desk.deposits.of_owner(owner_number(request.owner_id), size, before)
         return funds_pb2.ListDepositsResponse(
             deposits=[self._deposit(one) for one in found],
             next_page_token=_token(size, found, lambda one: (one.seen_ns, one.id)),
@@ -198,7 +198,7 @@ class FundsServicer(funds_pb2_grpc.FundsServiceServicer):
         self, request: funds_pb2.ListWithdrawalAddressesRequest, context: grpc.ServicerContext
     ) -> funds_pb2.ListWithdrawalAddressesResponse:
         """Show the addresses that an owner lists now."""
-        found = self._desk.addresses.of_owner(request.owner_id)
+        found = self._desk.addresses.of_owner(owner_number(request.owner_id))
         return funds_pb2.ListWithdrawalAddressesResponse(
             addresses=[address_message(one) for one in found], now_ns=self._desk.books.clock()
         )
@@ -238,14 +238,11 @@ class FundsServicer(funds_pb2_grpc.FundsServiceServicer):
     ) -> funds_pb2.ListWithdrawalsResponse:
         """Show an owner's withdrawals, or those that wait for approvals."""
         size, place = page(request.page_size, PAGE_SIZE), _place(request.page_token)
-        owner = request.owner_id
         if request.awaiting_approval:
-            found = self._desk.withdrawals.awaiting(size, place, owner)
-        elif owner > 0:
-            found = self._desk.withdrawals.of_owner(owner, size, place)
+            whose = owner_number(request.owner_id) if request.owner_id else 0
+            found = self._desk.withdrawals.awaiting(size, place, whose)
         else:
-            limit = "an owner's number, unless awaiting_approval is asked for"
-            raise Refused(Refusal.of_field("ACCOUNT_UNKNOWN", "owner_id", owner, limit))
+            found = self._desk.withdrawals.of_owner(owner_number(request.owner_id), size, place)
         return funds_pb2.ListWithdrawalsResponse(
             withdrawals=self._withdrawals(found),
             next_page_token=_token(size, found, lambda one: (one.requested_ns, one.id)),

@@ -387,6 +387,13 @@ def test_without_a_custodian_it_says_so() -> None:
             assert not door.answer("GetFundsStatus").simulated
 
 
+@pytest.mark.parametrize("owner_id", [0, -5, 1 << 31, 1 << 40])
+def test_lists_are_of_an_owner_that_can_be(untouched: FundsDoor, owner_id: int) -> None:
+    for name in ("ListDeposits", "ListWithdrawalAddresses", "ListWithdrawals"):
+        refused = untouched.refused(name, owner_id=owner_id)
+        assert refused == (INVALID, "ACCOUNT_UNKNOWN")
+
+
 def test_nothing_is_sent_while_a_payout_is_unexplained(rich: FundsDoor) -> None:
     paid = rich.answer("RequestWithdrawal", **rich.wanted()).withdrawal
     rich.rounds(NEEDED + 4)

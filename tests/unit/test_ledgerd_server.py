@@ -362,10 +362,24 @@ def test_the_state_of_settlement_is_shown_with_its_sentence(door: Door) -> None:
             "INVALID_ARGUMENT",
         ),
         ("GetTransfer", ledger_pb2.GetTransferRequest(transfer_id=99), "NOT_FOUND"),
+        ("GetTransfer", ledger_pb2.GetTransferRequest(), "INVALID_ARGUMENT"),
+        ("GetTransfer", ledger_pb2.GetTransferRequest(transfer_id=-1), "INVALID_ARGUMENT"),
+        ("ListBalances", ledger_pb2.ListBalancesRequest(), "INVALID_ARGUMENT"),
+        (
+            "ListBalances",
+            ledger_pb2.ListBalancesRequest(owner_kind=ledger_pb2.OWNER_KIND_USER),
+            "INVALID_ARGUMENT",
+        ),
+        (
+            "ListBalances",
+            ledger_pb2.ListBalancesRequest(owner_kind=ledger_pb2.OWNER_KIND_USER, owner_id=1 << 40),
+            "INVALID_ARGUMENT",
+        ),
         ("ListSeals", ledger_pb2.ListSealsRequest(pair="NO-PAIR"), "INVALID_ARGUMENT"),
         (
             "ListBalances",
             ledger_pb2.ListBalancesRequest(
+                owner_kind=ledger_pb2.OWNER_KIND_USER,
                 owner_id=1,
                 as_of=ledger_pb2.Moment(
                     pair_sequence=ledger_pb2.PairSequence(pair=PAIR.pair, sequence=99)
