@@ -3,7 +3,7 @@
 A ``PairCandles`` counts every trade once, at once and in memory; the ``CandleKeeper`` writes what
 changed once a second, in a thread. What a crash takes is at most a second, and the engine's ring
 gives those trades again. A store that cannot write (disk full) is said once and tried again; the
-candles in memory go on.
+candles in memory go on, and of those that wait to be written the oldest become holes.
 
 Invariants: a trade that was counted is never counted again, also over restarts; missing trade
 numbers are kept as holes, which ``backfill`` can close.
@@ -30,6 +30,7 @@ from mdgateway.feed.candles import (
 from mdgateway.feed.trade_log import TRADE_NUMBER, TRADE_TIME_NS
 from mdgateway.history.rollup import SECOND_NS, Series, candles_of_seconds, end_of
 from mdgateway.history.store import SECONDS_KEPT_NS, CandleStore, Change, Position
+from mdgateway.history.unwritten import UNWRITTEN_SECONDS, Unwritten
 
 Rows = npt.NDArray[np.int64]
 
@@ -61,8 +62,7 @@ class PairCandles:
         for interval, series in self._series.items():
             series.load(candles.get(interval, ()))
         self._closed_before_ns = self._position.last_time_ns
-        self._dirty: dict[tuple[Interval, int], Candle] = {}
-        self._holes: list[Hole] = []
+        self._unwritten = Unwritten(self._position)
 
     @property
     def history(self) -> int:
@@ -74,7 +74,7 @@ class PairCandles:
         stored = self._store.holes(self.pair) if self._store is not None else ()
         return Known(
             minutes=tuple(self._series[Interval.MINUTE].between(0, 1 << 62, MEMORY_CANDLES)),
-            holes=(*stored, *self._holes),
+            holes=(*stored, *self._unwritten.holes),
             last_trade_number=self._position.last_trade_number,
             last_time_ns=self._position.last_time_ns,
         )
@@ -85,11 +85,10 @@ class PairCandles:
         if not len(rows):
             return
         _, last_number, last_ns = self._position
-        self._holes += holes_before(rows, last_number, last_ns)
+        self._unwritten.holes += holes_before(rows, last_number, last_ns)
         for piece in candles_of_seconds(rows, last_ns):
             for interval, series in self._series.items():
-                candle = series.lay(piece)
-                self._dirty[interval, candle.start_ns] = candle
+                self._unwritten.add(interval, series.lay(piece))
         last_ns = max(last_ns, int(rows[:, TRADE_TIME_NS].max()))
         self._position = Position(self._position.history, int(rows[-1, TRADE_NUMBER]), last_ns)
         self._closed_before_ns = max(self._closed_before_ns, last_ns)
@@ -107,8 +106,7 @@ class PairCandles:
         self._position = Position(self._position.history + 1)
         for series in self._series.values():
             series.load(())
-        self._dirty.clear()
-        self._holes.clear()
+        self._unwritten = Unwritten(self._position)
         self._closed_before_ns = 0
         self.revision += 1
 
@@ -150,17 +148,21 @@ class PairCandles:
 
     def take_change(self) -> Change | None:
         """Return what the store does not know yet, and consider it known."""
-        if not self._dirty:
-            return None
-        change = Change(self._position, self._dirty, self._holes)
-        self._dirty, self._holes = {}, []
-        return change
+        return self._unwritten.take(self._position)
 
-    def give_back(self, change: Change) -> None:
-        """Take back what could not be written, unless it is of a history that is over."""
+    def give_back(self, change: Change) -> Hole | None:
+        """Take back what could not be written, unless it is of a history that is over.
+
+        Return what there was no room for since the store last wrote; None: nothing.
+        """
         if change.position.history == self._position.history:
-            self._dirty = {**change.candles, **self._dirty}
-            self._holes = [*change.holes, *self._holes]
+            self._unwritten.give_back(change)
+        return self._unwritten.given_up
+
+    def written(self) -> Hole | None:
+        """Hear that the store wrote what was taken; return what there had been no room for."""
+        given_up, self._unwritten.given_up = self._unwritten.given_up, None
+        return given_up
 
 
 class CandleKeeper:
@@ -174,6 +176,8 @@ class CandleKeeper:
         self._write_count = 0
         self.trouble = ""
         """Why candles cannot be written; empty: they can."""
+        self._told: set[str] = set()
+        """Pairs of which the log says that the oldest are given up."""
 
     def source_of(self, pair: str) -> PairCandles:
         """Return the pair's candles, with what the store has of them. Raises StoreUnusable."""
@@ -206,15 +210,28 @@ class CandleKeeper:
         try:
             await asyncio.to_thread(self._write, self._store, changes)
         except duckdb.Error as error:
-            for pair, change in changes.items():
-                self._pairs[pair].give_back(change)
             if not self.trouble:
                 log.error("candles cannot be written, they stay in memory: %s", error)
             self.trouble = str(error)
+            for pair, change in changes.items():
+                self._tell_given_up(pair, self._pairs[pair].give_back(change))
             return
         if self.trouble:
             log.info("candles can be written again")
         self.trouble = ""
+        self._told.clear()
+        for pair in changes:
+            hole = self._pairs[pair].written()
+            if hole is not None:
+                numbers = hole.first_trade_number, hole.last_trade_number
+                log.warning("%s: trades %d to %d were not written; fill them in", pair, *numbers)
+
+    def _tell_given_up(self, pair: str, hole: Hole | None) -> None:
+        if hole is None or pair in self._told:
+            return
+        self._told.add(pair)
+        text = "%s: over %d seconds wait to be written; the oldest become a hole from trade %d on"
+        log.error(text, pair, UNWRITTEN_SECONDS, hole.first_trade_number)
 
     def _write(self, store: CandleStore, changes: dict[str, Change]) -> None:
         store.write(changes)

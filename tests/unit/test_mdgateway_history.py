@@ -13,7 +13,7 @@ from exchange.feed import Chunk
 from exchange.records import E_PRICE, E_QUANTITY, E_TIME_NS, E_VERB, EXECUTION_WORDS
 from mdgateway.feed.candles import Hole, Interval
 from mdgateway.feed.trade_log import TRADE_COLUMNS
-from mdgateway.history import source
+from mdgateway.history import source, unwritten
 from mdgateway.history.backfill import collect, write_file
 from mdgateway.history.rollup import SECOND_NS, start_of
 from mdgateway.history.source import CandleKeeper
@@ -161,6 +161,44 @@ def test_what_cannot_be_written_is_written_later(
     assert position.last_trade_number == 4
     assert [candle.trade_count for candle in kept[Interval.SECOND]] == [1, 1, 1, 1]
     assert [candle.trade_count for candle in kept[Interval.WEEK]] == [4]
+
+
+def test_beyond_the_limit_the_oldest_unwritten_become_one_hole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(unwritten, "UNWRITTEN_SECONDS", 100)
+    whole = trades(1, 400)
+    store = CandleStore(folder)
+    keeper = CandleKeeper(store, lambda: START_NS)
+    keeper.source_of(PAIR).add_trades(whole[:30])
+    asyncio.run(keeper.write())
+
+    def full(_changes: object) -> None:
+        raise duckdb.IOException("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", full)
+        # Lost: 41 to 50 within what is given up, 301 to 310 at its edge, 321 to 325 after it.
+        for rows in whole[30:40], whole[50:200], whole[200:300], whole[310:320], whole[325:]:
+            keeper.source_of(PAIR).add_trades(rows)
+            asyncio.run(keeper.write())
+    assert caplog.text.count("become a hole from trade 31 on") == 1
+    asyncio.run(keeper.write())
+    # The minute of which not everything fits goes as a whole.
+    assert "trades 31 to 310 were not written" in caplog.text
+    assert store.holes(PAIR) == [
+        Hole(31, 310, START_NS + 29 * SECOND_NS, START_NS + 310 * SECOND_NS),
+        Hole(321, 325, START_NS + 319 * SECOND_NS, START_NS + 325 * SECOND_NS),
+    ]
+    position, kept = store.load(PAIR, 1_000)
+    assert position.last_trade_number == 400
+    assert [candle.last_trade_number for candle in kept[Interval.SECOND]] == [
+        *range(1, 31),
+        *range(311, 321),
+        *range(326, 401),
+    ]
+    assert [candle.trade_count for candle in kept[Interval.MINUTE]] == [30, 45, 40]
+    store.close()
 
 
 # Filling in from a log.
