@@ -49,6 +49,8 @@ _STATUSES: Final = {
     Code.UNAVAILABLE: 503,
 }
 _NOT_FOUND: Final = frozenset({"PAIR_UNKNOWN", "PATH_UNKNOWN"})
+_RETRY_AFTER_S: Final = {"CONNECTION_LIMIT": 10}
+"""What others have open does not end as soon as a second does, which is the pause otherwise."""
 _UNEXPECTED: Final = Refusal(
     Code.INTERNAL, "INTERNAL", "the server failed to answer; its log says why"
 )
@@ -221,7 +223,7 @@ def _refused(
         status = 404 if refusal.reason in _NOT_FOUND else _STATUSES[refusal.code]
     more = dict(headers or {})
     if status == 429:
-        more["Retry-After"] = "1"
+        more["Retry-After"] = str(_RETRY_AFTER_S.get(refusal.reason, 1))
     return web.Response(
         status=status,
         body=dumps(refusal_fields(refusal)),

@@ -210,16 +210,17 @@ def test_a_refused_page_says_why(browser: Browser, blank: Page, market: WrittenM
     url = market.url.replace("http", "ws") + "v1/stream"
     crowd.evaluate(OPEN_SOCKETS, [url, CONNECTION_LIMIT])
 
-    def too_many(route: Route) -> None:
-        body = '{"reason": "RATE_LIMIT", "message": "requests is 21 a second; at most 20"}'
-        route.fulfill(status=429, headers={"Retry-After": "1"}, body=body)
+    def with_room(route: Route) -> None:
+        body = '{"reason": "HANDSHAKE_INVALID", "message": "this path speaks WebSocket"}'
+        route.fulfill(status=400, body=body)
 
-    blank.route("**/v1/status", too_many)
+    blank.route("**/v1/stream", with_room)
     blank.goto(market.url)
     blank.wait_for_selector('#connection[data-state="refused"]')
-    assert "Refused: requests is 21 a second; at most 20." in blank.inner_text("#news")
-    blank.unroute("**/v1/status")
-    blank.wait_for_selector('#news:has-text("takes no further live connection")')
+    assert "Refused: the gateway answers, but no live connection" in blank.inner_text("#news")
+    blank.unroute("**/v1/stream")
+    sentence = "address 127.0.0.1 has 20 open connections, as many as the tier anonymous may have"
+    blank.wait_for_selector(f'#news:has-text("Refused: {sentence}.")')
     crowd.close()
     until_live(blank)
     assert blank.inner_text("#news") == ""

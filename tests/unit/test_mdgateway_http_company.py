@@ -286,8 +286,16 @@ def test_connections_are_counted_by_key_and_by_address(tmp_path: Path) -> None:
         with pytest.raises(aiohttp.WSServerHandshakeError) as error:
             await door.connect()
         assert error.value.status == 429
+        # A page is not told that by its browser, and asks without a handshake.
+        status, headers, body = await door.get("/v1/stream")
+        assert (status, headers["Retry-After"]) == (429, "10")
+        assert json.loads(body)["message"] == (
+            "address 127.0.0.1 has 2 open connections, as many as the tier anonymous may have"
+        )
         # A key is another caller, and what moves to it makes room here.
         await mine[0].ask(op="authenticate", key=secret)
+        for _ in range(3):
+            assert (await door.get("/v1/stream"))[0] == 400, "who only asks takes no room"
         third = await door.connect()
         refused = await mine[1].ask(op="authenticate", key=secret)
         assert refused["reason"] == "CONNECTION_LIMIT"

@@ -50,6 +50,12 @@ BROKEN: Final = {1002: "PROTOCOL_ERROR", 1007: "TEXT_INVALID", 1009: "MESSAGE_TO
 """What the library itself finds wrong with frames; it names only the code."""
 LINGER_S: Final = 1
 """How long what still comes is thrown away after frames that cannot be read any further."""
+_NO_HANDSHAKE: Final = Refusal(
+    Code.INVALID_ARGUMENT,
+    "HANDSHAKE_INVALID",
+    "this path speaks WebSocket, version 13",
+    "upgrade",
+)
 
 
 class _Socket(web.WebSocketResponse):
@@ -90,17 +96,12 @@ class Session:
 
     async def run(self, visitor: Visitor) -> web.StreamResponse:
         """Serve until one of both sides ends it; raises Refused before the handshake."""
-        if not self._socket.can_prepare(self._request).ok:
-            raise Refused(
-                Refusal(
-                    Code.INVALID_ARGUMENT,
-                    "HANDSHAKE_INVALID",
-                    "this path speaks WebSocket, version 13",
-                    "upgrade",
-                )
-            )
+        # The limit before the handshake: a browser does not tell a page how that was refused, so
+        # the page asks by a plain request.
         self._admission.enter(visitor, CONNECTIONS)
         try:
+            if not self._socket.can_prepare(self._request).ok:
+                raise Refused(_NO_HANDSHAKE)
             await self._socket.prepare(self._request)
         except BaseException:
             self._admission.leave(visitor, CONNECTIONS)
