@@ -80,6 +80,7 @@ function take(message) {
   if (message.pair !== state.pair) return;
   if (message.type === "notice") {
     if (message.notice === "engine_down") state.downReason = message.message;
+    if (message.notice === "trades_restarted") beginTape(state.status?.trade_number ?? 0);
     showCondition();
   } else if (message.type === "ended") {
     // Too many trades were missed to be told: begin with the newest ones there are.
@@ -91,8 +92,8 @@ function take(message) {
 }
 
 function takeStatus(message) {
-  // A first status, or one of another epoch: trade numbers may have begun anew.
-  if (state.status?.epoch !== message.epoch) beginTape(message.trade_number);
+  // A first status, or one of another epoch: trades were missed, or their numbers begun anew.
+  if (state.status?.epoch !== message.epoch) resumeTape(message.trade_number);
   state.status = message;
   showCondition();
 }
@@ -149,15 +150,21 @@ function subscribeCandles() {
   }));
 }
 
+/** Go on after the trades on the tape; whether they are of this history the gateway says. */
+function resumeTape(newest) {
+  if (!tape.reaches(newest)) beginTape(newest);
+  else subscribeTrades({ from_trade_number: tape.newest + 1, held_time_ns: tape.newestNs });
+}
+
 /** Fill the tape from the newest trade backwards and go on from there. */
 function beginTape(newest) {
   tape.clear();
   state.dirty.tape = true;
-  connection.subscribe("trades", () => ({
-    channel: "trades",
-    pairs: [state.pair],
-    from_trade_number: Math.max(1, newest - TAPE_ROWS + 1),
-  }));
+  subscribeTrades({ from_trade_number: Math.max(1, newest - TAPE_ROWS + 1) });
+}
+
+function subscribeTrades(place) {
+  connection.subscribe("trades", () => ({ channel: "trades", pairs: [state.pair], ...place }));
 }
 
 /** Forget what the pair's status was; the trades are asked for when it comes again. */

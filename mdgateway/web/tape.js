@@ -20,6 +20,8 @@ export class Tape {
 
   clear() {
     this.newest = 0;
+    /** The moment of the newest trade, which tells its number from that of another history. */
+    this.newestNs = "";
     this.waiting = [];
     /** The last price as text, and whether it is `up` or `down` from the one before it. */
     this.last = "";
@@ -32,10 +34,16 @@ export class Tape {
     for (const trade of trades) {
       if (trade.trade_number <= this.newest) continue;
       this.newest = trade.trade_number;
+      this.newestNs = trade.time_ns;
       this.turn(trade.price);
       this.waiting.push(trade);
     }
     this.waiting.splice(0, Math.max(0, this.waiting.length - TAPE_ROWS));
+  }
+
+  /** Say whether what comes after the trades here can be laid on top, up to this number. */
+  reaches(newest) {
+    return this.newest > 0 && this.newest <= newest && newest - this.newest < TAPE_ROWS;
   }
 
   turn(price) {

@@ -3,7 +3,9 @@
 The pairs are written by the test, so that it knows the moment of each of these.
 """
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, WebSocketRoute
@@ -157,6 +159,41 @@ def test_the_tape_begins_anew_with_another_history(page: Page, market: WrittenMa
     until_traded(page, [1])
     market.eth.trade(6)
     until_traded(page, [2, 1])
+
+
+def test_a_page_that_comes_back_goes_on_after_its_trades_or_begins_anew(
+    blank: Page, market: WrittenMarket
+) -> None:
+    asked: list[Any] = []
+
+    def sent(frame: str | bytes) -> None:
+        request = json.loads(frame)
+        if request.get("op") == "subscribe" and request["channel"] == "trades":
+            asked.append((request["from_trade_number"], request.get("held_time_ns")))
+
+    blank.on("websocket", lambda socket: socket.on("framesent", sent))
+    market.eth.begin_anew()
+    market.eth.trade(1, 2, 3)
+    blank.goto(f"{market.url}#{ETH}")
+    until_traded(blank, [3, 2, 1])
+    held_ns = str(market.eth.writer.time_ns)
+    market.kill_gateway()
+    blank.wait_for_selector('#connection[data-state="lost"]')
+    market.eth.trade(4, 5)
+    asked.clear()
+    market.start_gateway()
+    until_traded(blank, [5, 4, 3, 2, 1])
+    assert asked == [(4, held_ns)]
+    # Another history that is longer than what the page holds: only the time tells it.
+    market.kill_gateway()
+    blank.wait_for_selector('#connection[data-state="lost"]')
+    market.eth.begin_anew()
+    market.eth.trade(*range(7))
+    prices = [market.eth.middle + price for price in range(7)]
+    market.start_gateway()
+    until_traded(blank, [7, 6, 5, 4, 3, 2, 1])
+    shown = blank.locator('#trades [data-field="price"]').all_inner_texts()
+    assert [round(10 * float(one.replace("\u202f", ""))) for one in shown] == prices[::-1]
 
 
 def test_each_pong_is_measured_by_its_own_ping(blank: Page, market: WrittenMarket) -> None:
