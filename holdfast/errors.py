@@ -57,6 +57,10 @@ class Unauthenticated(CallFailed):
     """The caller did not say, or may not be, who it is."""
 
 
+class NotPermitted(CallFailed):
+    """The caller is known and may not do this: its role, its tier or its name does not reach."""
+
+
 class OutOfRange(CallFailed):
     """A position that is no longer, or not yet, there."""
 
@@ -90,6 +94,7 @@ _BY_CODE: Final[dict[int, type[CallFailed]]] = {
     3: InvalidRequest,
     4: OutcomeUnknown,
     5: NotFound,
+    7: NotPermitted,
     8: Full,
     9: InvalidRequest,
     11: OutOfRange,

@@ -279,6 +279,7 @@ REFUSALS = {
     Code.INVALID_ARGUMENT: errors.InvalidRequest,
     Code.DEADLINE_EXCEEDED: errors.OutcomeUnknown,
     Code.NOT_FOUND: errors.NotFound,
+    Code.PERMISSION_DENIED: errors.NotPermitted,
     Code.RESOURCE_EXHAUSTED: errors.Full,
     Code.FAILED_PRECONDITION: errors.InvalidRequest,
     Code.OUT_OF_RANGE: errors.OutOfRange,
