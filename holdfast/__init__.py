@@ -43,6 +43,9 @@ from holdfast.errors import (
 )
 from holdfast.market.blocking import MarketData
 from holdfast.market.client import AsyncMarketData
+from holdfast.market.order_feed import OrderStep, StepKind
+from holdfast.market.orders import OrderBook, Queue, RestingOrder
+from holdfast.market.status import MarketStatus
 from holdfast.money.answers import LimitChange, PairSequence
 from holdfast.money.blocking import MoneyClient
 from holdfast.money.client import AsyncMoneyClient
@@ -67,18 +70,24 @@ __all__ = [
     "LiabilityProof",
     "LimitChange",
     "MarketData",
+    "MarketStatus",
     "MoneyClient",
     "NotFound",
     "NotPermitted",
+    "OrderBook",
     "OrderRejected",
+    "OrderStep",
     "OrderType",
     "OutOfRange",
     "OutcomeUnknown",
     "PairSequence",
+    "Queue",
     "Reason",
+    "RestingOrder",
     "Retry",
     "SelfTradePrevention",
     "Side",
+    "StepKind",
     "TimeInForce",
     "TryAgain",
     "Unauthenticated",

@@ -1,5 +1,6 @@
 """Calls and streams that heal: again while nobody answers, within one patience."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -58,19 +59,24 @@ async def made(
         await attempts.pause()
 
 
-async def until_lost(stream: Any, attempts: Attempts) -> AsyncIterator[Any]:
+async def until_lost(
+    stream: Any, attempts: Attempts, silence_s: float | None = None
+) -> AsyncIterator[Any]:
     """Yield a stream's messages until it says goodbye or the connection is lost, then pause.
 
-    Raises CallFailed if trying again is of no use, or was for too long.
+    A stream that beats is lost as well when it says nothing for `silence_s`. Raises CallFailed if
+    trying again is of no use, or was for too long.
     """
     failed: CallFailed
     try:
-        async for message in stream:
+        async for message in _heard(stream, silence_s):
             attempts.begin()
             if message.HasField("goodbye"):
                 break
             yield message
         failed = Unavailable(14, "the server ended the stream", "STREAM_LOST")
+    except TimeoutError:
+        failed = Unavailable(14, f"nothing was heard for {silence_s} s", "STREAM_SILENT")
     except grpc.RpcError as error:
         failed = of_rpc_error(error)
     finally:
@@ -78,3 +84,14 @@ async def until_lost(stream: Any, attempts: Attempts) -> AsyncIterator[Any]:
     if not isinstance(failed, TryAgain) or attempts.spent():
         raise failed
     await attempts.pause()
+
+
+async def _heard(stream: Any, silence_s: float | None) -> AsyncIterator[Any]:
+    """Yield a stream's messages; raises TimeoutError after so long a silence."""
+    messages = aiter(stream)
+    while True:
+        async with asyncio.timeout(silence_s):
+            message = await anext(messages, None)
+        if message is None:
+            return
+        yield message

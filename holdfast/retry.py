@@ -18,10 +18,13 @@ class Retry:
     """How long one attempt may take before it is given up and made again."""
     first_pause_s: float = 0.02
     longest_pause_s: float = 1.0
+    silence_s: float = 5.0
+    """How long a stream of market data, which beats once a second, may say nothing before its
+    connection is given up as lost."""
 
     def validate(self) -> "Retry":
         """Return self, or raise ValueError naming the first setting that cannot work."""
-        for name in ("patience_s", "attempt_s", "first_pause_s", "longest_pause_s"):
+        for name in ("patience_s", "attempt_s", "first_pause_s", "longest_pause_s", "silence_s"):
             value = getattr(self, name)
             if not 0 < value <= 3_600:
                 raise ValueError(f"{name} is {value}; it must be above 0 and at most 3600")

@@ -8,6 +8,8 @@ from exchange.v1 import market_data_pb2
 from holdfast.blocking import _iterate, _wait
 from holdfast.book import Book
 from holdfast.market.client import MARKET_DATA_TARGET, AsyncMarketData
+from holdfast.market.order_feed import OrderStep
+from holdfast.market.status import MarketStatus
 from holdfast.retry import Retry
 
 
@@ -17,7 +19,7 @@ async def _make(*given: Any, **named: Any) -> AsyncMarketData:
 
 
 class MarketData:
-    """Instruments, tickers, books, trades and candles. Use as a context manager."""
+    """Instruments, tickers, books, orders, trades, candles. Use as a context manager."""
 
     def __init__(
         self, target: str = MARKET_DATA_TARGET, *, key: str = "", retry: Retry | None = None
@@ -87,3 +89,15 @@ class MarketData:
     ) -> Iterator[market_data_pb2.Candle]:
         """Yield the newest candles, then each that changed."""
         return _iterate(self._client.candles(pair, interval))
+
+    def orders(self, pair: str) -> Iterator[OrderStep]:
+        """Yield what happened to resting orders, command by command, and the book after each."""
+        return _iterate(self._client.orders(pair))
+
+    def get_status(self, pair: str) -> market_data_pb2.PairState:
+        """Return what the pair accepts, how its engine is and how far the gateway is."""
+        return _wait(self._client.get_status(pair))
+
+    def status(self, pair: str) -> Iterator[MarketStatus]:
+        """Yield the status at once, when it changes, and at each heartbeat in silence."""
+        return _iterate(self._client.status(pair))

@@ -7,7 +7,7 @@ numbers without gaps: a hole in them says that the gateway no longer had some.
 `MarketData` is the same for programs without asyncio.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 from grpc import aio
@@ -15,14 +15,17 @@ from grpc import aio
 from exchange.v1 import market_data_pb2, market_data_pb2_grpc
 from holdfast.book import Book, Gap
 from holdfast.calls import CHANNEL_OPTIONS, Closing, Message, Metadata, made, until_lost
+from holdfast.market.order_feed import OrderFeed, OrderStep
+from holdfast.market.status import MarketStatus, StatusFeed
 from holdfast.retry import Attempts, Retry
 
 MARKET_DATA_TARGET: Final = "127.0.0.1:8851"
 KEY_METADATA: Final = "holdfast-market-data-key"
+_LOST: Final = "the connection to the gateway is lost"
 
 
 class AsyncMarketData(Closing):
-    """Instruments, tickers, books, trades and candles. Use as an async context manager.
+    """Instruments, tickers, books, orders, trades, candles. Use as an async context manager.
 
     `key` is a market data key; without one the gateway's anonymous tier applies.
     """
@@ -98,7 +101,7 @@ class AsyncMarketData(Closing):
             )
             stream = self._stub.StreamDepth(request, metadata=self._metadata)
             try:
-                async for answer in until_lost(stream, attempts):
+                async for answer in self._heard(stream, attempts):
                     if book.apply(answer):
                         yield book
             except Gap:
@@ -123,7 +126,7 @@ class AsyncMarketData(Closing):
                 pair=pair, from_trade_number=number, held_time_ns=held_time_ns
             )
             stream = self._stub.StreamTrades(request, metadata=self._metadata)
-            async for answer in until_lost(stream, attempts):
+            async for answer in self._heard(stream, attempts):
                 for trade in answer.trades.trades:
                     yield trade
                     number, held_time_ns = trade.trade_number + 1, trade.time_ns
@@ -138,7 +141,7 @@ class AsyncMarketData(Closing):
         attempts = Attempts(self.retry)
         while True:
             stream = self._stub.StreamTicker(request, metadata=self._metadata)
-            async for answer in until_lost(stream, attempts):
+            async for answer in self._heard(stream, attempts):
                 if answer.WhichOneof("event") == "ticker":
                     yield answer.ticker
 
@@ -150,9 +153,62 @@ class AsyncMarketData(Closing):
         attempts = Attempts(self.retry)
         while True:
             stream = self._stub.StreamCandles(request, metadata=self._metadata)
-            async for answer in until_lost(stream, attempts):
+            async for answer in self._heard(stream, attempts):
                 for candle in answer.candles.candles:
                     yield candle
+
+    async def orders(self, pair: str) -> AsyncGenerator[OrderStep, None]:
+        """Yield what happened to resting orders, command by command, and the book after each.
+
+        `step.events` are those of one command, each told once; `step.book` is the same object each
+        time. After a lost connection it goes on with the event after the last; if that is no longer
+        kept, or the engine is another one, `step.kind` says so and the book is begun anew.
+        """
+        feed = OrderFeed()
+        attempts = Attempts(self.retry)
+        while True:
+            epoch, position = feed.held()
+            request = market_data_pb2.StreamOrdersRequest(
+                pair=pair, held_epoch=epoch, held_position=position
+            )
+            stream = self._stub.StreamOrders(request, metadata=self._metadata)
+            feed.begin_stream()
+            try:
+                async for answer in self._heard(stream, attempts):
+                    for step in feed.take(answer):
+                        yield step
+            except Gap as gap:
+                # What is held leads nowhere: the next request asks for a snapshot.
+                for step in feed.forget(str(gap)):
+                    yield step
+            finally:
+                stream.cancel()
+            for step in feed.lose(_LOST):
+                yield step
+
+    async def get_status(self, pair: str) -> market_data_pb2.PairState:
+        """Return what the pair accepts, how its engine is and how far the gateway is."""
+        request = market_data_pb2.GetMarketStatusRequest(pair=pair)
+        return (await self._made(self._stub.GetMarketStatus, request)).state
+
+    async def status(self, pair: str) -> AsyncGenerator[MarketStatus, None]:
+        """Yield the status at once, when it changes, and at each heartbeat of a silent stream.
+
+        So something comes every second or two, or `retry.silence_s` after the gateway fell silent.
+        """
+        feed = StatusFeed()
+        request = market_data_pb2.StreamMarketStatusRequest(pair=pair)
+        attempts = Attempts(self.retry)
+        while True:
+            stream = self._stub.StreamMarketStatus(request, metadata=self._metadata)
+            async for answer in self._heard(stream, attempts):
+                status = feed.take(answer)
+                if status is not None:
+                    yield status
+            yield feed.lose(_LOST)
+
+    def _heard(self, stream: Any, attempts: Attempts) -> AsyncIterator[Any]:
+        return until_lost(stream, attempts, self.retry.silence_s)
 
     async def _made(
         self, method: Callable[..., Awaitable[Message]], request: Any, retry: Retry | None = None

@@ -44,6 +44,10 @@ class Levels(Generic[Entry]):
         if self._entries[side].pop(key, None) is not None:
             self._keys[side].remove(key)
 
+    def get(self, side: int, price: int) -> Entry | None:
+        """Return a level, if it is there."""
+        return self._entries[side].get(price if side == BIDS else -price)
+
     def cut(self, side: int, count: int) -> None:
         """Keep only the best so many levels."""
         keys = self._keys[side]

@@ -339,7 +339,9 @@ def test_a_rejected_order_is_an_error_only_for_who_wants_it() -> None:
 # Patience.
 
 
-@pytest.mark.parametrize("name", ["patience_s", "attempt_s", "first_pause_s", "longest_pause_s"])
+@pytest.mark.parametrize(
+    "name", ["patience_s", "attempt_s", "first_pause_s", "longest_pause_s", "silence_s"]
+)
 @pytest.mark.parametrize("value", [0, -1, 3_601, float("nan")])
 def test_a_patience_that_cannot_work_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}"):
