@@ -156,7 +156,9 @@ def test_each_event_comes_once_through_cut_lines_and_levels_are_those_of_depth(
     print(kinds, f"{len(follower.by_depth)} depths, {compared} compared")
     assert follower.steps[0].kind is StepKind.BEGUN
     assert kinds[StepKind.BEGUN] == 1
-    assert kinds[StepKind.RESUMED] == kinds[StepKind.STANDSTILL] > 0
+    # The last cut may have come when everything was told.
+    assert kinds[StepKind.STANDSTILL] - kinds[StepKind.RESUMED] in {0, 1}
+    assert kinds[StepKind.RESUMED] > 0
     assert kinds[StepKind.MISSED] == kinds[StepKind.CONTRADICTED] == 0
     check_each_event_came_once(follower.steps)
     assert compared > 5
