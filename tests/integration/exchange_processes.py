@@ -77,7 +77,9 @@ class PairProcesses:
 
     def await_health(self, service: str = "orders") -> None:
         """Return once the service is serving; a dead process is an error with its log."""
-        with grpc.insecure_channel(self.target) as channel:
+        # A connection of its own: one that others hold may still lead to a process just killed.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(self.target, options=options) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             request = health_pb2.HealthCheckRequest(service=service)
             for answer in stub.Watch(request, wait_for_ready=True, timeout=300):

@@ -94,9 +94,12 @@ class RunProcess:
                 return int(found[1].replace(",", ""))
 
     def postmaster(self) -> int:
-        """Return the process number of the database itself."""
-        said = (self.run / "postgres" / "data" / "postmaster.pid").read_text()
-        return int(said.split("\n", 1)[0])
+        """Return the process number of the database itself, or 0 while there is none."""
+        try:
+            said = (self.run / "postgres" / "data" / "postmaster.pid").read_text()
+        except FileNotFoundError:
+            return 0
+        return int(said.split("\n", 1)[0] or 0)
 
     def stop(self, how: int = signal.SIGINT) -> str:
         """Stop as Ctrl-C does; return the rest of the output."""
