@@ -75,7 +75,7 @@ class Pod:
 
     def _here(self, item: Object, text: str, addresses: dict[str, str]) -> str:
         """Return what a text of the manifest means on this machine."""
-        for mount in sorted(item["volumeMounts"], key=lambda m: -len(m["mountPath"])):
+        for mount in sorted(item.get("volumeMounts", []), key=lambda m: -len(m["mountPath"])):
             folder = self.volumes[mount["name"]] / mount.get("subPath", "")
             if text.startswith(mount["mountPath"]):
                 return str(folder) + text.removeprefix(mount["mountPath"])
