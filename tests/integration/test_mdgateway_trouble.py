@@ -99,7 +99,7 @@ def test_candles_that_cannot_be_opened_cost_their_history_only(
         writer.trade(1, 20_000, 1)
         request = market_data_pb2.StreamCandlesRequest(pair=PAIR)
         stream: Any = Stub(channel).StreamCandles(request)
-        while not (message := next(stream)).HasField("candles"):
+        while not (message := next(stream)).candles.candles:
             pass
         assert message.candles.candles[-1].trade_count == 1
         assert processes.kill("gateway", signal.SIGTERM) == 0
