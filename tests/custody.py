@@ -1,12 +1,13 @@
 """Deposits and withdrawals for tests: real books, a simulated chain in a file, one clock."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import UUID
 
+from exchange.instrument import Instrument
 from ledgerd.chart import AccountName, OwnerKind, Purpose
 from ledgerd.custody.addresses import Address, Addresses
 from ledgerd.custody.bookings import Withdrawal
@@ -107,12 +108,19 @@ def desk_over(books: TestBooks, custody: SimulatedCustody, policy: Policy = POLI
 
 
 @contextmanager
-def fresh_desk(seed: int = 1, weather: Weather = CALM) -> Iterator[Desk]:
-    """Give a desk with empty books and an empty chain of BTC and USDT."""
+def fresh_desk(
+    seed: int = 1,
+    weather: Weather = CALM,
+    pairs: Sequence[Instrument] = (PAIR,),
+    policy: Policy = POLICY,
+) -> Iterator[Desk]:
+    """Give a desk with empty books and an empty chain of the pairs' assets: BTC and USDT."""
     with (
         TemporaryDirectory(prefix="holdfast-chain-") as folder,
         fresh_books(custodian=True) as books,
     ):
-        books.ledger.list_pair(PAIR)
-        custody = SimulatedCustody(Path(folder) / "chain.log", seed, ["BTC", "USDT"], weather)
-        yield desk_over(books, custody)
+        for pair in pairs:
+            books.ledger.list_pair(pair)
+        assets = [code for pair in pairs for code in (pair.base_asset, pair.quote_asset)]
+        custody = SimulatedCustody(Path(folder) / "chain.log", seed, assets, weather)
+        yield desk_over(books, custody, policy)

@@ -85,8 +85,15 @@ class Network:
         self.now_ns = until_ns
 
 
-def seeds(count: int) -> Iterator[int]:
-    """Return the seeds to run: so many, or as HOLDFAST_SEEDS says, from HOLDFAST_SEED on."""
+def seeds(count: int, cost: int = 1) -> Iterator[int]:
+    """Return the seeds to run: so many, or as HOLDFAST_SEEDS says, from HOLDFAST_SEED on.
+
+    `cost`: for one run here there are so many of the cheapest kind, which HOLDFAST_SEEDS counts.
+    """
     first = int(os.environ.get("HOLDFAST_SEED", "0"))
-    only = "HOLDFAST_SEED" in os.environ and "HOLDFAST_SEEDS" not in os.environ
-    return iter(range(first, first + (1 if only else int(os.environ.get("HOLDFAST_SEEDS", count)))))
+    told = os.environ.get("HOLDFAST_SEEDS")
+    if told is not None:
+        count = max(1, int(told) // cost)
+    elif "HOLDFAST_SEED" in os.environ:
+        count = 1
+    return iter(range(first, first + count))

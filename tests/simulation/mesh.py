@@ -17,9 +17,7 @@ from exchange.enums import (
     Asset,
     CommandKind,
     ExecutionKind,
-    OrderType,
     Reason,
-    SelfTradePrevention,
     Side,
     TimeInForce,
 )
@@ -36,6 +34,7 @@ from tests.simulation.processes import (
     EngineNode,
     LedgerNode,
     RiskNode,
+    command_of,
 )
 
 
@@ -99,14 +98,7 @@ class Mesh:
         instrument, account = engine.instrument, chance.number(1, ACCOUNTS)
         side, price, lots = chance.number(1, 2), chance.number(28, 34), chance.number(1, 12)
         tif = chance.among([TimeInForce.GOOD_TILL_CANCELLED, TimeInForce.IMMEDIATE_OR_CANCEL])
-        verb = (CommandKind.NEW_ORDER, account, side, OrderType.LIMIT, tif)
-        prevention = SelfTradePrevention.CANCEL_OLDEST
-        command = [0] * records.COMMAND_WORDS
-        command[records.C_VERB] = records.command_verb(*verb)
-        command[records.C_CLIENT_ORDER_ID] = engine.next_order
-        command[records.C_PRICE] = records.command_price(price, prevention)
-        command[records.C_QUANTITY] = lots
-        engine.next_order += 1
+        command = engine.order(account, side, price, lots, tif)
         asset, units = Asset.BASE, lots * instrument.base_units_per_lot
         if side == Side.BUY:
             asset, units = Asset.QUOTE, price * lots * instrument.quote_units_per_tick_lot
@@ -126,8 +118,7 @@ class Mesh:
         """Let somebody cancel all orders of a pair."""
         engine = self.engines[self.chance.among(PAIRS).pair]
         account = self.chance.number(1, ACCOUNTS)
-        command = [0] * records.COMMAND_WORDS
-        command[records.C_VERB] = records.command_verb(CommandKind.CANCEL_ALL, account)
+        command = command_of(CommandKind.CANCEL_ALL, account)
         self.network.send(engine.hear(lambda: engine.take(command, None)))
 
     # Rounds.

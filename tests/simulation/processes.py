@@ -18,7 +18,14 @@ import numpy as np
 from engine import vault_layout as vault
 from engine.state_machine import Engine
 from exchange import records
-from exchange.enums import Asset, Reason
+from exchange.enums import (
+    Asset,
+    CommandKind,
+    OrderType,
+    Reason,
+    SelfTradePrevention,
+    TimeInForce,
+)
 from exchange.instrument import Instrument
 from exchange.records import Rows
 from riskd.allotments import Allotments
@@ -77,6 +84,18 @@ MONEY_COLUMNS = [vault.A_FREE_BASE, vault.A_HELD_BASE, vault.A_FREE_QUOTE, vault
 Reply = Callable[[list[int]], None]
 
 
+def command_of(
+    kind: CommandKind, account: int = 0, number: int = 0, asset: int = 0, units: int = 0
+) -> list[int]:
+    """Return a command that is no order; number, asset and units are those of moved funds."""
+    command = [0] * records.COMMAND_WORDS
+    command[records.C_VERB] = records.command_verb(kind, account)
+    command[records.C_TRANSFER_NUMBER] = number
+    command[records.C_PRICE] = records.command_price(asset)
+    command[records.C_AMOUNT] = units
+    return command
+
+
 class Node:
     """Something that dies now and then and is started again by the mesh."""
 
@@ -132,6 +151,17 @@ class EngineNode(Node):
         found: Rows = np.stack((money[:, 0] + money[:, 1], money[:, 2] + money[:, 3]), axis=1)
         found[0, 1] = self.engine.vault["scalars"][vault.FEES_TAKEN]
         return found
+
+    def order(self, account: int, side: int, price: int, lots: int, tif: TimeInForce) -> list[int]:
+        """Return a new order at a limit."""
+        verb = (CommandKind.NEW_ORDER, account, side, OrderType.LIMIT, tif)
+        command = [0] * records.COMMAND_WORDS
+        command[records.C_VERB] = records.command_verb(*verb)
+        command[records.C_CLIENT_ORDER_ID] = self.next_order
+        command[records.C_PRICE] = records.command_price(price, SelfTradePrevention.CANCEL_OLDEST)
+        command[records.C_QUANTITY] = lots
+        self.next_order += 1
+        return command
 
     def take(self, command: list[int], reply: Reply | None) -> None:
         """Take a command in: it is not durable yet."""
@@ -364,11 +394,7 @@ class RiskNode(Node):
     def _send(self, step: Send, answer: Callable[..., Callable[[], None]]) -> None:
         move, machine = step.move, self.machine
         engine = self.mesh.engines[move.pair]
-        command = [0] * records.COMMAND_WORDS
-        command[records.C_VERB] = records.command_verb(move.kind, move.account)
-        command[records.C_TRANSFER_NUMBER] = move.number
-        command[records.C_PRICE] = records.command_price(move.asset)
-        command[records.C_AMOUNT] = move.amount_units
+        command = command_of(move.kind, move.account, move.number, move.asset, move.amount_units)
 
         def told(row: list[int]) -> None:
             if (row[records.E_VERB] >> 8) & 0xFF == Reason.TRANSFER_GAP:
