@@ -32,10 +32,10 @@ from tests.simulation.faults import seeds
 from tests.simulation.processes import PAIRS, EngineNode
 from tests.simulation.test_money_machine import CountsNothing, TalksBeforeItWrites
 
-DEFAULT_SEEDS = 5
+DEFAULT_SEEDS = 4
 SEED_COST = 30
 """A run takes as long as so many of the simulated mesh, about."""
-MISTAKE_SEEDS = 5
+MISTAKE_SEEDS = 4
 """No more than are known to find nothing where there is no mistake."""
 STEP_COUNT = 150
 
