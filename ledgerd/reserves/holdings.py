@@ -7,11 +7,12 @@ The books' custody is what came less what left. The chain is ahead of them by wh
     gone      booked when it was in a block, and in none now
 
 With these named, both are equal to the unit. They are read one after the other while chain and
-books go on, so a difference counts only if it stays.
+books go on, so a difference counts only if it stays. Then the payments that the chain undid are
+named (`ledgerd.reserves.undone`).
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from sqlalchemy import Engine
@@ -24,6 +25,7 @@ from ledgerd.custody.deposit_rules import ABSENT, DepositState
 from ledgerd.custody.deposits import NOTICE_BATCH
 from ledgerd.custody.proof import unexplained_payouts
 from ledgerd.custody.withdrawal_rules import WithdrawalState
+from ledgerd.reserves.undone import undone_payments
 
 TRIES: Final = 10
 """So often the same difference must be seen."""
@@ -33,12 +35,15 @@ _ON_ITS_WAY: Final = (WithdrawalState.SENDING, WithdrawalState.SENT)
 _OPEN: Final = (DepositState.SEEN, DepositState.REVERSED, DepositState.UNCLAIMED)
 
 
-def custody_complaints(engine: Engine, custody: Custody, pause: Callable[[], None]) -> list[str]:
-    """Return where custodian and books disagree. Raises CustodyUnavailable.
+def custody_complaints(
+    engine: Engine, custody: Custody, pause: Callable[[], None]
+) -> Iterator[str]:
+    """Yield where custodian and books disagree. Raises CustodyUnavailable.
 
     `pause` lets time pass between two looks at a difference.
     """
-    found = [*unexplained_payouts(engine, custody), *_unpaid(engine, custody)]
+    yield from unexplained_payouts(engine, custody)
+    yield from _unpaid(engine, custody)
     last: dict[str, str] = {}
     for attempt in range(TRIES):
         if attempt:
@@ -46,7 +51,9 @@ def custody_complaints(engine: Engine, custody: Custody, pause: Callable[[], Non
         last = _differences(engine, custody)
         if not last:
             break
-    return [*found, *last.values()]
+    for asset, sentence in last.items():
+        yield sentence
+        yield from undone_payments(engine, custody, asset)
 
 
 def _unpaid(engine: Engine, custody: Custody) -> list[str]:

@@ -43,5 +43,5 @@ def prove(
         for sentence in custody_complaints(engine, custody, lambda: time.sleep(PAUSE_S)):
             report.complain(sentence)
     except CustodyUnavailable as error:
-        report.complain(f"coins and books were not compared: {error}")
+        report.complain(f"coins and books were not compared to the end: {error}")
     return report
