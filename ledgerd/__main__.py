@@ -45,6 +45,7 @@ from ledgerd.heads import BooksAreOlder, Heads
 from ledgerd.ledger import Ledger
 from ledgerd.reserves.proof import prove
 from ledgerd.server import LedgerServer, LedgerServicer
+from ledgerd.trail.progress import Progress
 
 WATCH_S = 1.0
 """Between two looks at the database: its life, its heads, expired transfers."""
@@ -228,10 +229,15 @@ def _announce(run_folder: Path, port: int) -> None:
     unfinished.replace(run_folder / "ledgerd.port")
 
 
+def _say_how_far(sentence: str) -> None:
+    """Say how far a proof is where no program reads what it found."""
+    print(f"ledgerd: {sentence}", file=sys.stderr, flush=True)
+
+
 def _verify(engine: Engine, heads: Heads, custody: Custody | None) -> int:
     if not heads.path.exists():
         print(f"ledgerd: there is no {heads.path}: commits that were cut off are not missed")
-    report = prove(engine, heads, custody)
+    report = prove(engine, heads, custody, Progress(_say_how_far))
     for complaint in report.complaints:
         print(f"ledgerd: {complaint}")
     for pair, (cursor, digest) in report.engines.items():

@@ -15,7 +15,7 @@ that is found by comparing with whoever has seen them: the engines, and the head
 run (`ledgerd.follower`, `ledgerd.heads`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -43,6 +43,7 @@ from ledgerd.books.pieces import Piece, copied, read_piece
 from ledgerd.chart import Purpose, bounds_of
 from ledgerd.models import NUMBER_MASK, STREAM_SHIFT
 from ledgerd.reserves.merkle import Leaf, tree
+from ledgerd.trail.progress import Progress
 
 COMPLAINT_LIMIT: Final = 100
 """So many complaints are spelt out; a book that is all wrong need not fill the memory."""
@@ -107,10 +108,6 @@ def one_moment(engine: Engine) -> Iterator[Connection]:
         pooled.close()
 
 
-class Abandoned(Exception):
-    """Nobody waits for what an audit finds."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Stream:
     """How far a stream was posted."""
@@ -139,15 +136,17 @@ class _Auditor:
     """Reads pieces of the books of one moment."""
 
     engine: Engine
-    wanted: Callable[[], bool]
+    progress: Progress
     streams: tuple[_Stream, ...]
     """By id."""
 
     @contextmanager
-    def piece(self) -> Iterator[Connection]:
-        """Give a connection for one piece of the work. Raises Abandoned."""
-        if not self.wanted():
-            raise Abandoned
+    def piece(self, sentence: str) -> Iterator[Connection]:
+        """Give a connection for one piece of the work. Raises Abandoned.
+
+        The sentence says how far the work is.
+        """
+        self.progress.at(sentence)
         with one_moment(self.engine) as connection:
             yield connection
 
@@ -159,11 +158,8 @@ class _Auditor:
         return (place >= 0) & (transfer_ids < end[place])
 
 
-def verify(engine: Engine, wanted: Callable[[], bool] = lambda: True) -> Report:
-    """Compute all seals, checks and balances again; return what was found.
-
-    Raises Abandoned soon after `wanted` says no.
-    """
+def verify(engine: Engine, progress: Progress | None = None) -> Report:
+    """Compute all seals, checks and balances again; return what was found. Raises Abandoned."""
     report = Report()
     with one_moment(engine) as connection:
         query = "SELECT id, cursor, sequence, posted_ns, head, pair, base FROM streams ORDER BY id"
@@ -175,12 +171,12 @@ def verify(engine: Engine, wanted: Callable[[], bool] = lambda: True) -> Report:
         _verify_held(connection, report)
         _verify_strays(connection, streams, report)
         _verify_books_stream(connection, report)
-    auditor = _Auditor(engine, wanted, streams)
+    auditor = _Auditor(engine, progress or Progress(), streams)
     for stream in streams:
         _verify_stream(auditor, stream, report)
     ends = _verify_accounts(auditor, report)
     _compare_balances(balances, ends, report)
-    with auditor.piece() as connection:
+    with auditor.piece("what engines hold, and snapshots") as connection:
         _sum_up_engines(connection, streams, ends, report)
         _verify_snapshots(connection, report)
     return report
@@ -197,7 +193,11 @@ def _verify_stream(auditor: _Auditor, stream: _Stream, report: Report) -> None:
         " AND cursor_to <= %s ORDER BY cursor_to LIMIT %s"
     )
     while True:
-        with auditor.piece() as connection:
+        reached = (
+            f"seals of {stream.pair or 'the books themselves'}: {expected:,} of"
+            f" {stream.cursor:,} numbers, {report.posting_count:,} postings so far"
+        )
+        with auditor.piece(reached) as connection:
             given = (stream.id, expected, stream.cursor, CHUNK_SEALS)
             seals = _as_many_as_fit(connection.execute(query, given).fetchall())
             if not seals:
@@ -312,14 +312,15 @@ def _verify_accounts(auditor: _Auditor, report: Report) -> dict[int, tuple[int, 
     """Follow each account's running balance and version over all its postings; return the last."""
     ends: dict[int, tuple[int, int]] = {}
     last_account, last_version, last_balance = -1, 0, 0
-    reached = (-1, 0)
+    reached, followed = (-1, 0), 0
     condition = (
         f"WHERE (account_id, version) > ({{}}, {{}}) ORDER BY account_id, version"
         f" LIMIT {CHUNK_POSTINGS}"
     )
     full = True
     while full:
-        with auditor.piece() as connection:
+        sentence = f"running balances: {followed:,} of {report.posting_count:,} postings"
+        with auditor.piece(sentence) as connection:
             rows = copied(connection, POSTINGS, condition.format(*reached))
         # A piece that is not full had all there was; what was posted meanwhile is not looked at.
         full = len(rows) == CHUNK_POSTINGS
@@ -327,6 +328,7 @@ def _verify_accounts(auditor: _Auditor, report: Report) -> dict[int, tuple[int, 
             break
         reached = (int(rows[-1, P_ACCOUNT]), int(rows[-1, P_VERSION]))
         rows = rows[auditor.posted(rows[:, P_TRANSFER])]
+        followed += len(rows)
         if not len(rows):
             continue
         before = np.empty((len(rows), 3), np.int64)

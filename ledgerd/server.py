@@ -6,10 +6,12 @@ How a refusal ends a call is `ledgerd.doors.answers`. It translates and decides 
 It believes its callers: it listens on the machine's own address only.
 """
 
+import logging
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from datetime import date
+from functools import partial
 from typing import Final
 
 import grpc
@@ -43,12 +45,15 @@ from ledgerd.heads import BooksAreOlder, Heads
 from ledgerd.ledger import Ledger
 from ledgerd.reserves.merkle import NONCE_BYTES
 from ledgerd.reserves.proof import prove
+from ledgerd.trail.progress import Abandoned, Progress
 
 SERVICE_NAME: Final = "exchange.v1.LedgerService"
 CALL_LIMIT: Final = 1_000
 """Most accounts or transfers in one call."""
 CLOSES_LIMIT: Final = 100
 """Most closed days in one answer."""
+
+log = logging.getLogger("ledgerd")
 
 
 def _count(field: str, items: Sequence[object]) -> None:
@@ -317,8 +322,9 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     ) -> ledger_pb2.VerifyBooksResponse:
         """Compute everything again."""
         try:
-            report = prove(self._engine, self._heads, self.custody, context.is_active)
-        except audit.Abandoned:
+            progress = Progress(partial(log.info, "proof: %s"), context.is_active)
+            report = prove(self._engine, self._heads, self.custody, progress)
+        except Abandoned:
             sentence = "nobody waits for it any more"
             raise Refused(Refusal(Code.UNAVAILABLE, "ABANDONED", sentence)) from None
         # What settlement keeps in memory must be what the balances say.

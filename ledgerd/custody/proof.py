@@ -25,6 +25,7 @@ from ledgerd.custody.journal import START, Change, Subject, digest_of, event_has
 from ledgerd.custody.models import REPLAYED
 from ledgerd.custody.withdrawal_rules import COUNTED, Asked, ReservationState, WithdrawalState
 from ledgerd.ledger import at_connection
+from ledgerd.trail.progress import Progress
 from ledgerd.trail.verifying import Table, verify_rows, verify_tips
 
 COMPLAINT_LIMIT: Final = 100
@@ -76,8 +77,12 @@ def _replayed(model: type[SQLModel]) -> Table:
 TABLES: Final = tuple(_replayed(model) for model in REPLAYED)
 
 
-def verify_money(engine: Engine) -> list[str]:
-    """Return what is wrong with deposits, withdrawals and their journal; nothing if all is well."""
+def verify_money(engine: Engine, progress: Progress | None = None) -> list[str]:
+    """Return what is wrong with deposits, withdrawals and their journal; nothing if all is well.
+
+    Raises Abandoned.
+    """
+    progress = progress or Progress()
     at_connection(engine)
     found: list[str] = []
 
@@ -86,18 +91,22 @@ def verify_money(engine: Engine) -> list[str]:
             found.append(sentence)
 
     with one_moment(engine) as connection:
-        verify_tips(connection, _verify_chain(connection, complain), complain)
-        verify_rows(connection, TABLES, complain)
+        verify_tips(connection, _verify_chain(connection, complain, progress), complain)
+        verify_rows(connection, TABLES, complain, progress)
+        progress.at("deposits and withdrawals against the books")
         _verify_deposits(connection, complain)
         _verify_withdrawals(connection, complain)
         _verify_reservations(connection, complain)
     return found
 
 
-def _verify_chain(connection: Connection, complain: Callable[[str], None]) -> int:
+def _verify_chain(
+    connection: Connection, complain: Callable[[str], None], progress: Progress
+) -> int:
     """Compute the hashes of all events again; return the number of the last."""
     expected, head = 1, START
     while True:
+        progress.at(f"journal of money: {expected - 1:,} events")
         query = (
             "SELECT number, subject, kind, state_from, state_to, actor, reason, time_ns, alarm,"
             " content, previous, hash, wrote FROM money_events WHERE number >= %s"

@@ -26,6 +26,7 @@ from ledgerd.custody.deposits import NOTICE_BATCH
 from ledgerd.custody.proof import unexplained_payouts
 from ledgerd.custody.withdrawal_rules import WithdrawalState
 from ledgerd.reserves.undone import undone_payments
+from ledgerd.trail.progress import Progress
 
 TRIES: Final = 10
 """So often the same difference must be seen."""
@@ -36,24 +37,30 @@ _OPEN: Final = (DepositState.SEEN, DepositState.REVERSED, DepositState.UNCLAIMED
 
 
 def custody_complaints(
-    engine: Engine, custody: Custody, pause: Callable[[], None]
+    engine: Engine,
+    custody: Custody,
+    pause: Callable[[], None],
+    progress: Progress | None = None,
 ) -> Iterator[str]:
-    """Yield where custodian and books disagree. Raises CustodyUnavailable.
+    """Yield where custodian and books disagree. Raises CustodyUnavailable and Abandoned.
 
     `pause` lets time pass between two looks at a difference.
     """
+    progress = progress or Progress()
+    progress.at("payouts of the custodian")
     yield from unexplained_payouts(engine, custody)
     yield from _unpaid(engine, custody)
     last: dict[str, str] = {}
     for attempt in range(TRIES):
         if attempt:
             pause()
+        progress.at(f"coins against books, look {attempt + 1} of at most {TRIES}")
         last = _differences(engine, custody)
         if not last:
             break
     for asset, sentence in last.items():
         yield sentence
-        yield from undone_payments(engine, custody, asset)
+        yield from undone_payments(engine, custody, asset, progress)
 
 
 def _unpaid(engine: Engine, custody: Custody) -> list[str]:

@@ -6,7 +6,7 @@ custodian its coins and payouts (`ledgerd.reserves.holdings`).
 """
 
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from sqlalchemy import Engine
@@ -16,6 +16,7 @@ from ledgerd.custody.adapter import Custody, CustodyUnavailable
 from ledgerd.custody.proof import verify_money
 from ledgerd.heads import Heads
 from ledgerd.reserves.holdings import custody_complaints
+from ledgerd.trail.progress import Progress
 
 PAUSE_S: Final = 0.5
 """Between two looks at coins that differ from the books: a block may have been found between."""
@@ -25,22 +26,22 @@ def prove(
     engine: Engine,
     heads: Heads,
     custody: Custody | None,
-    wanted: Callable[[], bool] = lambda: True,
+    progress: Progress | None = None,
 ) -> Report:
-    """Compute everything again; return what was found. Writes nothing.
+    """Compute everything again; return what was found. Writes nothing. Raises Abandoned.
 
     `custody`: whoever keeps the coins; None: nobody.
-
-    Raises Abandoned soon after `wanted` says no.
     """
-    report = verify(engine, wanted)
+    progress = progress or Progress()
+    report = verify(engine, progress)
     older = heads.older(engine)
-    for sentence in ([older] if older else []) + verify_money(engine):
+    for sentence in ([older] if older else []) + verify_money(engine, progress):
         report.complain(sentence)
     if custody is None:
         return report
     try:
-        for sentence in custody_complaints(engine, custody, lambda: time.sleep(PAUSE_S)):
+        pause = partial(time.sleep, PAUSE_S)
+        for sentence in custody_complaints(engine, custody, pause, progress):
             report.complain(sentence)
     except CustodyUnavailable as error:
         report.complain(f"coins and books were not compared to the end: {error}")

@@ -16,6 +16,7 @@ from ledgerd.audit import one_moment
 from ledgerd.custody.adapter import Custody, Incoming, PayoutState, PayoutStatus
 from ledgerd.custody.deposit_rules import DepositState
 from ledgerd.custody.withdrawal_rules import WithdrawalState
+from ledgerd.trail.progress import Progress
 
 BATCH: Final = 1_000
 """Payments read at a time; no transaction is open while the custodian is asked about them."""
@@ -31,19 +32,25 @@ _WITHDRAWALS: Final = (
 )
 
 
-def undone_payments(engine: Engine, custody: Custody, asset: str) -> Iterator[str]:
+def undone_payments(
+    engine: Engine, custody: Custody, asset: str, progress: Progress
+) -> Iterator[str]:
     """Yield a sentence for each payment of an asset that the books call final and is in no block.
 
-    Raises CustodyUnavailable.
+    Raises CustodyUnavailable and Abandoned.
     """
-    for made, units, name, index in _rows(engine, _DEPOSITS, asset, DepositState.CREDITED):
+    deposits = _rows(engine, _DEPOSITS, asset, DepositState.CREDITED)
+    for count, (made, units, name, index) in enumerate(deposits):
+        progress.at(f"deposits of {asset} asked about: {count:,}")
         says = _missing(custody.incoming(name, index))
         if says:
             yield (
                 f"deposit {made} of {units} {asset} units is CREDITED, and the chain has it no"
                 f" more: {says} (transaction {name}, output {index})"
             )
-    for made, units in _rows(engine, _WITHDRAWALS, asset, WithdrawalState.CONFIRMED):
+    withdrawals = _rows(engine, _WITHDRAWALS, asset, WithdrawalState.CONFIRMED)
+    for count, (made, units) in enumerate(withdrawals):
+        progress.at(f"withdrawals of {asset} asked about: {count:,}")
         says = _unpaid(custody.payout(made))
         if says:
             yield (

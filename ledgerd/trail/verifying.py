@@ -12,6 +12,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from ledgerd.books.commit import Connection
+from ledgerd.trail.progress import Progress
 from ledgerd.trail.replay import Event, Key, Replay, Row, differences, plain_row, shown
 
 CHUNK: Final = 5_000
@@ -50,11 +51,17 @@ def verify_tips(connection: Connection, last: int, complain: Complain) -> None:
         complain(f"the journal of money ends with event {last}; what is sealed says {row[0]}")
 
 
-def verify_rows(connection: Connection, tables: Sequence[Table], complain: Complain) -> None:
-    """Play all events again and compare every row of every table with them."""
+def verify_rows(
+    connection: Connection, tables: Sequence[Table], complain: Complain, progress: Progress
+) -> None:
+    """Play all events again and compare every row of every table with them. Raises Abandoned."""
+    count = 0
     for page in _pages(connection):
         replay = Replay(complain)
         for event in _events(connection, page):
+            if count % CHUNK == 0:
+                progress.at(f"journal of money: {count:,} events played again")
+            count += 1
             replay.take(event)
         for table in tables:
             _compare(connection, table, page, replay, complain)

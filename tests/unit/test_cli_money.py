@@ -1,7 +1,10 @@
 """What the money commands make of a command line, without any service on the other side."""
 
 import argparse
+import io
 import json
+import sys
+import threading
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -11,10 +14,9 @@ from uuid import UUID
 import pytest
 
 from holdfast.cli import main
-from holdfast.cli.money import options
+from holdfast.cli.money import options, verification
 from holdfast.cli.money.books import _moment
 from holdfast.cli.money.risk import _place, _subject
-from holdfast.cli.money.verification import _pairs
 from holdfast.money.answers import Balance, PairSequence
 from holdfast.money.calls import LEDGER_TARGET, RISK_TARGET
 from holdfast.running import plan
@@ -39,14 +41,14 @@ def test_a_service_is_where_it_was_said_to_be(tmp_path: Path) -> None:
 
 
 def test_order_entry_is_found_from_the_ledgers_port() -> None:
-    usual = _pairs([], LEDGER_TARGET)
+    usual = verification._pairs([], LEDGER_TARGET)
     assert usual == {"BTC-USDT": "127.0.0.1:8850", "ETH-USDT": "127.0.0.1:8860"}
-    given = _pairs(["ETH-USDT=h:1", "A-B=h:2"], "127.0.0.1:9020")
+    given = verification._pairs(["ETH-USDT=h:1", "A-B=h:2"], "127.0.0.1:9020")
     assert given == {"BTC-USDT": "127.0.0.1:9000", "ETH-USDT": "h:1", "A-B": "h:2"}
-    assert _pairs([], "a name without a port") == {}
+    assert verification._pairs([], "a name without a port") == {}
     for wrong in ("BTC-USDT", "BTC-USDT=", "=h:1"):
         with pytest.raises(ValueError, match="must be PAIR=HOST:PORT"):
-            _pairs([wrong], LEDGER_TARGET)
+            verification._pairs([wrong], LEDGER_TARGET)
 
 
 @pytest.mark.parametrize(
@@ -168,3 +170,40 @@ def test_what_cannot_be_meant_is_refused_with_one_sentence(
     assert captured.err.startswith("holdfast: ")
     assert captured.err.count("\n") == 1
     assert sentence in captured.err
+
+
+class _Screen(io.StringIO):
+    """Standard error that says whether it is a terminal, and when something was written."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal, self.written = terminal, threading.Event()
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        self.written.set()
+        return count
+
+
+def test_whoever_waits_for_a_proof_at_a_terminal_hears_that_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = _Screen(terminal=True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(verification, "EVERY_S", 0.01)
+    with verification.told_to_wait():
+        assert screen.written.wait(60)
+    assert screen.getvalue().startswith("holdfast: at work for 0.01 s; ")
+    assert capsys.readouterr().out == ""
+    assert "told-to-wait" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_program_hears_nothing_while_a_proof_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = _Screen(terminal=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    with verification.told_to_wait():
+        assert "told-to-wait" not in [thread.name for thread in threading.enumerate()]
+    assert screen.getvalue() == ""

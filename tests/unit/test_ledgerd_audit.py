@@ -11,17 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exchange.enums import Asset
-from ledgerd.audit import Abandoned, one_moment, trial_balance, verify
+from ledgerd import __main__ as ledgerd_main
+from ledgerd.audit import one_moment, trial_balance, verify
 from ledgerd.books.chain import EXTRAS, row_checks
 from ledgerd.books.copying import POSTINGS, TRANSFERS
 from ledgerd.books.pieces import copied
 from ledgerd.books.queries import liability_proof, reading
 from ledgerd.chart import Phase, Purpose, TransferKind
+from ledgerd.custody.simulated_chain import SimulatedCustody
 from ledgerd.heads import BooksAreOlder, Heads
 from ledgerd.reserves.merkle import Leaf, Node, Step, proof, proven, tree
 from ledgerd.reserves.proof import prove
+from ledgerd.trail.progress import Abandoned, Progress
 from ledgerd.transfers import NewTransfer
 from tests.books import PAIR, TestBooks, custody, fresh_books, superuser, user
+from tests.custody import NEEDED, fresh_desk
 from tests.unit.test_ledgerd_ledger import funded, rows_of, trade
 
 DAY_NS = 86_400 * 10**9
@@ -77,7 +81,7 @@ def test_settlement_goes_on_while_the_books_are_proved_as_they_were() -> None:
             books.ledger.post([books.transfer((user(1, "BTC"), -1), (user(owner, "BTC"), 1))])
             return True
 
-        during = verify(books.engine, goes_on)
+        during = verify(books.engine, Progress(wanted=goes_on))
         thief.dispose()
         assert during == before
         assert next(pieces) > 3
@@ -88,7 +92,7 @@ def test_settlement_goes_on_while_the_books_are_proved_as_they_were() -> None:
 
 def test_an_audit_that_nobody_waits_for_ends() -> None:
     with fresh_books() as books, pytest.raises(Abandoned):
-        verify(books.engine, lambda: False)
+        verify(books.engine, Progress(wanted=lambda: False))
 
 
 CHANGES = [
@@ -302,3 +306,97 @@ def test_an_owner_can_prove_what_the_exchange_owes_it() -> None:
             assert one.leaf.amount == 10**9
             assert one.root.total == 2 * 10**9
             assert proven(one.leaf, one.steps, one.root)
+
+
+class _Watched(Progress):
+    """Keeps every sentence, said or not; gives up at one that begins so."""
+
+    def __init__(self, last: str = "nothing begins so") -> None:
+        super().__init__()
+        self.sentences: list[str] = []
+        self._last = last
+
+    def at(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+        if sentence.startswith(self._last):
+            raise Abandoned
+
+
+def test_a_proof_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ledgerd.audit.CHUNK_SEALS", 1)
+    monkeypatch.setattr("ledgerd.audit.CHUNK_POSTINGS", 10)
+    # A custodian that carries nothing: there are no coins of which the books would say otherwise.
+    nobody, watched = SimulatedCustody(tmp_path / "chain", 1, ()), _Watched()
+    with fresh_books() as books:
+        busy(books)
+        report = prove(books.engine, Heads(tmp_path / "heads"), nobody, watched)
+    said = watched.sentences
+    kinds = [sentence.partition(":")[0].partition(",")[0] for sentence in said]
+    assert list(dict.fromkeys(kinds)) == [
+        "seals of the books themselves",
+        "seals of BTC-USDT",
+        "running balances",
+        "what engines hold",
+        "journal of money",
+        "deposits and withdrawals against the books",
+        "payouts of the custodian",
+        "coins against books",
+    ]
+    ends = [sentence for sentence in said if sentence.startswith("seals of BTC-USDT")]
+    assert ends[0].startswith("seals of BTC-USDT: 0 of 13 numbers, ")
+    assert (
+        ends[-1] == f"seals of BTC-USDT: 13 of 13 numbers, {report.posting_count} postings so far"
+    )
+    assert f"running balances: 10 of {report.posting_count} postings" in said
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "seals of",
+        "running balances",
+        "what engines hold",
+        "journal of money: 0 events",
+        "journal of money: 0 events played again",
+        "deposits and withdrawals against",
+        "payouts",
+        "coins against",
+        "deposits of BTC asked about: 0",
+    ],
+)
+def test_a_proof_that_nobody_waits_for_ends_at_every_stage(
+    stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("ledgerd.reserves.proof.PAUSE_S", 0)
+    with fresh_desk() as desk:
+        # Gone from the chain, so that payments are asked about one by one.
+        desk.custody.reorganise(NEEDED + 1, [desk.funded(1, 1_000)])
+        with pytest.raises(Abandoned):
+            prove(desk.books.engine, Heads(tmp_path / "heads"), desk.custody, _Watched(stage))
+
+
+def test_progress_is_said_every_few_seconds_and_not_at_once() -> None:
+    said: list[str] = []
+    now_s = [100.0]
+    progress = Progress(said.append, clock=lambda: now_s[0])
+    for second in range(12):
+        now_s[0] = 100.0 + second
+        progress.at(f"second {second}")
+    assert said == ["second 5", "second 10"]
+
+
+def test_what_verify_prints_for_programs_is_the_same_with_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with fresh_books() as books:
+        busy(books)
+        heads = Heads(tmp_path / "heads")
+        assert ledgerd_main._verify(books.engine, heads, None) == 0
+        silent = capsys.readouterr()
+        assert silent.err == ""
+        monkeypatch.setattr("ledgerd.trail.progress.EVERY_S", 0)
+        assert ledgerd_main._verify(books.engine, heads, None) == 0
+        told = capsys.readouterr()
+    assert told.out == silent.out
+    assert told.err.startswith("ledgerd: seals of the books themselves: 0 of ")
+    assert "\nledgerd: running balances: " in told.err

@@ -1,12 +1,19 @@
 """`holdfast verify`: proves the money against the running services, and says what is not sound."""
 
 import argparse
-from typing import Any
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 from holdfast.cli.money.options import client, command, ledger_of, print_json
 from holdfast.money.verification import PATIENT, Finding
 from holdfast.retry import Retry
 from holdfast.running.plan import LEDGER_OFFSET, PAIRS, orders_offset
+
+EVERY_S: Final = 10
+"""Between two words to whoever waits at a terminal."""
 
 
 def add_commands(commands: Any) -> None:
@@ -58,7 +65,8 @@ def _verify(given: argparse.Namespace) -> int:
         return _prove(given)
     patience = Retry(given.wait, PATIENT.attempt_s).validate()
     findings: list[Finding] = []
-    with client(given, pairs=_pairs(given.pair, ledger_of(given))) as money:
+    pairs = _pairs(given.pair, ledger_of(given))
+    with client(given, pairs=pairs) as money, told_to_wait():
         for finding in money.verify(patience=patience):
             findings.append(finding)
             if not given.json:
@@ -69,6 +77,34 @@ def _verify(given: argparse.Namespace) -> int:
     else:
         print("everything is proved" if sound else "NOT SOUND")
     return 0 if sound else 1
+
+
+@contextmanager
+def told_to_wait() -> Iterator[None]:
+    """Say on a terminal every few seconds that the work goes on; say nothing to anything else."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    done = threading.Event()
+
+    def say() -> None:
+        times = 0
+        while not done.wait(EVERY_S):
+            times += 1
+            print(
+                f"holdfast: at work for {times * EVERY_S} s; the ledger's log says how far it"
+                " is in the books",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    teller = threading.Thread(target=say, name="told-to-wait", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
 
 
 def _line(finding: Finding) -> str:
