@@ -45,6 +45,14 @@ from ledgerd.transfers import NewTransfer, Posted, first_refusal
 DEADLOCK_RETRIES: Final = 8
 """Two streams that return money to the same owners may lock them crosswise; one has to retry."""
 
+EXPIRED: Final = """
+    SELECT transfer_id FROM pendings
+    WHERE expires_ns BETWEEN 1 AND %s AND NOT EXISTS (
+        SELECT FROM resolutions WHERE pending_id = pendings.transfer_id)
+    ORDER BY transfer_id LIMIT 1000
+"""
+"""Pending transfers whose time is over. Asked every second, while nobody else may post."""
+
 
 class BooksUnbalanced(Exception):
     """An asset's postings do not sum to zero: the books are not sound."""
@@ -201,13 +209,7 @@ class Ledger:
         def work(connection: Connection) -> list[int]:
             books = Entries(connection)
             now_ns = self._clock()
-            query = """
-                SELECT transfer_id FROM pendings
-                WHERE expires_ns BETWEEN 1 AND %s AND NOT EXISTS (
-                    SELECT FROM resolutions WHERE pending_id = pendings.transfer_id)
-                ORDER BY transfer_id LIMIT 1000
-            """
-            over = [int(row[0]) for row in connection.execute(query, (now_ns,))]
+            over = [int(row[0]) for row in connection.execute(EXPIRED, (now_ns,))]
             for pending_id in over:
                 books.resolve(books.pending(pending_id), Phase.VOIDED, 0, now_ns)
             books.write(self._clock)

@@ -160,6 +160,11 @@ class Pending(SQLModel, table=True):
     """What a pending transfer will do once it is resolved."""
 
     __tablename__ = "pendings"
+    __table_args__ = (
+        Index("pendings_hold", "hold_id"),
+        # Looked at every second; most of what is pending never ends by itself.
+        Index("pendings_expiring", "expires_ns", postgresql_where=text("expires_ns > 0")),
+    )
     transfer_id: int = Field(sa_column=_key())
     source_id: int = Field(sa_column=_int4())
     hold_id: int = Field(sa_column=_int4())

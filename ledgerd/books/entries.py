@@ -6,6 +6,7 @@ it reads (the last number, whether a request was answered before) stays true unt
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
 import numpy as np
@@ -29,6 +30,15 @@ from ledgerd.chart import AccountName, OwnerKind, Phase, Purpose, TransferKind
 from ledgerd.models import BOOKS, STREAM_SHIFT
 from ledgerd.postings import Told
 from ledgerd.transfers import NewTransfer, Pending, Posted
+
+HELD: Final = """
+    SELECT amount, (
+        SELECT coalesce(sum(pendings.amount), 0)::int8 FROM pendings
+        WHERE hold_id = account_id AND NOT EXISTS (
+            SELECT FROM resolutions WHERE pending_id = pendings.transfer_id))
+    FROM balances WHERE account_id = %s
+"""
+"""What an account has, and what of it pending transfers set aside."""
 
 
 def unknown_pair(pair: str) -> Refusal:
@@ -111,15 +121,8 @@ class Entries:
 
     def _refuse_taking_what_is_held(self) -> None:
         """Refuse the commit if a suspense account has less than what is pending there."""
-        query = """
-            SELECT amount, (
-                SELECT coalesce(sum(pendings.amount), 0)::int8 FROM pendings
-                WHERE hold_id = account_id AND NOT EXISTS (
-                    SELECT FROM resolutions WHERE pending_id = pendings.transfer_id))
-            FROM balances WHERE account_id = %s
-        """
         for account_id in sorted(self._freely_taken):
-            row = self.connection.execute(query, (account_id,)).fetchone()
+            row = self.connection.execute(HELD, (account_id,)).fetchone()
             assert row is not None, f"account {account_id} has no balance"
             if row[0] < row[1]:
                 sentence = (

@@ -14,9 +14,12 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlmodel import SQLModel
 
 from exchange.enums import Asset
+from ledgerd.audit import one_moment
+from ledgerd.books.entries import HELD
 from ledgerd.chart import Phase, Purpose
 from ledgerd.custody import models as custody_models
 from ledgerd.database import OWNER, SERVICE, SUPERUSER, EmbeddedPostgres, connect, migrate
+from ledgerd.ledger import EXPIRED
 from ledgerd.models import POSTED
 from tests.books import PAIR, TestBooks, fresh_books, server, user
 
@@ -184,3 +187,16 @@ def test_a_server_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
     engine = connect(f"postgresql+psycopg://nobody@/none?host={tmp_path}", 1)
     with pytest.raises(OperationalError), engine.connect():
         pass
+
+
+@pytest.mark.parametrize(
+    ("query", "index"), [(HELD, "pendings_hold"), (EXPIRED, "pendings_expiring")]
+)
+def test_no_look_at_what_is_pending_reads_all_that_ever_was(query: str, index: str) -> None:
+    with fresh_books() as books, one_moment(books.engine) as connection:
+        # The table is small; what is asked is whether there is any other way than to read it all.
+        connection.execute("SET LOCAL enable_seqscan = off")
+        plan = connection.execute(f"EXPLAIN {query % 1}").fetchall()
+    text = "\n".join(line for (line,) in plan)
+    assert "Seq Scan on pendings" not in text
+    assert index in text
