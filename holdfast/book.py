@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from exchange.v1 import market_data_pb2
 from holdfast.market.levels import ASKS, BIDS, CHECKED_LEVELS, Levels, checksum
+from holdfast.market.presence import Presence
 
 
 class Gap(Exception):
@@ -33,13 +34,15 @@ class Book:
         self.sequence = 0
         self.time_ns = 0
         self.live = False
-        """False until the first snapshot, and while the exchange says that data stand still."""
+        """False until the first snapshot, and while the exchange says that data stand still; also
+        of a book that is begun while the engine is down, until it is said to be back."""
         self._levels = Levels[Level]()
-        self._engine_down = False
+        self._presence = Presence()
 
     def stall(self) -> None:
         """Say that the connection is lost: nothing is known of the present until more comes."""
-        self.live = self._engine_down = False
+        self.live = False
+        self._presence.begin_stream()
 
     def forget(self) -> None:
         """Hold nothing any more, until a snapshot comes."""
@@ -55,11 +58,11 @@ class Book:
         elif kind == "update":
             self._update(message.update)
         elif kind == "notice":
+            self._presence.heed(message.notice)
             down = market_data_pb2.NOTICE_KIND_ENGINE_DOWN
             restarted = market_data_pb2.NOTICE_KIND_ENGINE_RESTARTED
             if message.notice.kind in (down, restarted):
                 self.live = False
-                self._engine_down = message.notice.kind == down
         elif kind == "heartbeat":
             # Silence, and nothing missed: the book a returning subscriber held is the present one.
             return self._revive(message.heartbeat.position)
@@ -101,10 +104,11 @@ class Book:
         found = self.checksum()
         if found != expected:
             raise Gap(f"the checksum at {self.sequence} is {found}; it must be {expected}")
-        self.live, self._engine_down = True, False
+        self.live = self._presence.is_up(self.epoch)
 
     def _revive(self, position: int) -> bool:
-        revived = not self.live and not self._engine_down and position == self.sequence > 0
+        follows = position == self.sequence > 0
+        revived = not self.live and follows and self._presence.is_up(self.epoch)
         self.live = self.live or revived
         return revived
 

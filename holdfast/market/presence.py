@@ -7,8 +7,9 @@ from exchange.v1 import market_data_pb2 as of
 class Presence:
     """What a stream said last of the engine behind it.
 
-    A stream that begins while the engine is down says so first and shows the last book then, so
-    that content alone is no sign of life; content of another epoch is.
+    A stream that begins while the engine is down says so first and shows the last book then, and
+    what an engine did last may be told after the word that it is down, so that content alone is no
+    sign of life; content of another epoch is. That the same engine is back is always said.
     """
 
     def __init__(self) -> None:

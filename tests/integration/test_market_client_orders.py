@@ -13,6 +13,7 @@ from exchange.enums import PairStatus
 from exchange.v1 import enums_pb2
 from holdfast import (
     AsyncMarketData,
+    Book,
     InvalidRequest,
     MarketData,
     MarketStatus,
@@ -218,6 +219,47 @@ def test_silence_a_dead_engine_and_a_dead_gateway_are_three_things(processes: Pr
                 os.kill(pid, signal.SIGCONT)
             assert (await until(told, lambda one: one.live)).connected
             assert (await anext(steps)).kind is StepKind.RESUMED
+
+    asyncio.run(scenario())
+
+
+async def first_book(told: AsyncIterator[Book]) -> bool:
+    """Return whether the first book that a stream brings is live."""
+    async with asyncio.timeout(PATIENCE_S):
+        async for book in told:
+            if book.epoch:
+                return book.live
+    raise AssertionError("the stream ended")
+
+
+def test_a_book_that_is_begun_while_the_engine_is_down_stands_still(processes: Processes) -> None:
+    processes.start_engine()
+    gateway = f"127.0.0.1:{processes.start_gateway()}"
+    with channel_to(gateway.split(":")[1]) as channel:
+        wait_serving(channel, "marketdata")
+
+    async def scenario() -> None:
+        async with AsyncMarketData(gateway, retry=LASTING) as market:
+            states = market.status(PAIR)
+            await until(states, lambda one: one.live)
+            processes.kill("engine")
+            down = await until(states, lambda one: not one.live)
+            told = market.depth(PAIR)
+            assert not await first_book(told)
+            with MarketData(gateway, retry=LASTING) as blocking:
+                books = blocking.depth(PAIR)
+                assert not next(book for book in books if book.epoch).live
+                # Some heartbeats later, too.
+                for _ in range(3):
+                    beat = await anext(states)
+                    assert (beat.live, beat.epoch) == (False, down.epoch)
+                processes.start_engine()
+                async with asyncio.timeout(PATIENCE_S):
+                    epochs = [
+                        await anext(book.epoch async for book in told if book.live),
+                        next(book.epoch for book in books if book.live),
+                    ]
+            assert min(epochs) > down.epoch
 
     asyncio.run(scenario())
 

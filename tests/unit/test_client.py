@@ -19,7 +19,7 @@ from exchange.enums import ExecutionKind, OrderType, Reason, SelfTradePrevention
 from exchange.records import COMMAND_WORDS
 from exchange.refusal import Code, Refusal
 from exchange.service import STATUS_DETAILS, status_of
-from exchange.v1 import execution_pb2, market_data_pb2, stream_pb2
+from exchange.v1 import enums_pb2, execution_pb2, market_data_pb2, stream_pb2
 from holdfast import errors, packed, requests
 from holdfast.book import Book, Gap, Level
 from holdfast.errors import accepted, of_refusal, of_rpc_error
@@ -67,8 +67,13 @@ def update(
     return market_data_pb2.StreamDepthResponse(update=found)
 
 
-def notice(kind: Any) -> market_data_pb2.StreamDepthResponse:
-    return market_data_pb2.StreamDepthResponse(notice=market_data_pb2.Notice(kind=kind))
+def notice(kind: Any, epoch: int = 1, state: Any = 0) -> market_data_pb2.StreamDepthResponse:
+    told = market_data_pb2.Notice(kind=kind, epoch=epoch, engine_state=state)
+    return market_data_pb2.StreamDepthResponse(notice=told)
+
+
+def heartbeat(position: int) -> market_data_pb2.StreamDepthResponse:
+    return market_data_pb2.StreamDepthResponse(heartbeat=stream_pb2.Heartbeat(position=position))
 
 
 LEVELS = st.dictionaries(st.integers(1, 20), st.integers(1, 9), max_size=8)
@@ -120,10 +125,6 @@ def test_a_book_that_is_not_the_exchanges_is_not_gone_on_with() -> None:
 
 
 def test_a_heartbeat_revives_a_book_that_missed_nothing() -> None:
-    def heartbeat(position: int) -> Any:
-        beat = stream_pb2.Heartbeat(position=position)
-        return market_data_pb2.StreamDepthResponse(heartbeat=beat)
-
     book = Book()
     book.apply(snapshot({5: 1}, {6: 1}, 10))
     book.stall()
@@ -149,6 +150,57 @@ def test_a_book_stands_still_while_the_engine_is_down() -> None:
         seen.append(book.live)
     assert seen == [False, True, True, False, False, True]
     assert (book.epoch, book.sequence, book.bids()[0].quantity_lots) == (2, 3, 2)
+
+
+SAME = checksum([(5, 1)], [])
+# What comes after "the engine is down", and whether the book is the present one then.
+AFTER_DOWN: dict[str, tuple[list[Any], list[bool]]] = {
+    "its last book": ([snapshot({5: 1}, {}, 10), heartbeat(10)], [False, False]),
+    "its last change, held back by an interval": (
+        [snapshot({5: 1}, {}, 10), update({}, {}, 10, 12, proof=SAME), heartbeat(12)],
+        [False, False, False],
+    ),
+    "the same engine": (
+        [
+            snapshot({5: 1}, {}, 10),
+            notice(market_data_pb2.NOTICE_KIND_ENGINE_RESTARTED),
+            snapshot({5: 1}, {}, 10),
+        ],
+        [False, False, True],
+    ),
+    "the same engine, quicker than the gateway": (
+        [
+            snapshot({5: 1}, {}, 10),
+            notice(market_data_pb2.NOTICE_KIND_MISSED, 1, enums_pb2.ENGINE_STATE_READY),
+            snapshot({5: 1}, {}, 90),
+        ],
+        [False, False, True],
+    ),
+    "the first engine of all": ([snapshot({5: 1}, {}, 3, epoch=2)], [True]),
+}
+
+
+@pytest.mark.parametrize("what", AFTER_DOWN)
+def test_a_book_that_is_begun_while_the_engine_is_down_stands_still_until_it_is_back(
+    what: str,
+) -> None:
+    messages, expected = AFTER_DOWN[what]
+    book = Book()
+    book.apply(notice(market_data_pb2.NOTICE_KIND_ENGINE_DOWN))
+    seen = []
+    for message in messages:
+        book.apply(message)
+        seen.append(book.live)
+    assert (seen, book.bids()) == (expected, [Level(5, 1, 1, "5", "1")])
+
+
+def test_a_lost_line_ends_what_was_said_of_the_engine() -> None:
+    book = Book()
+    book.apply(snapshot({5: 1}, {}, 10))
+    book.apply(notice(market_data_pb2.NOTICE_KIND_ENGINE_DOWN))
+    book.stall()
+    # A stream that begins says so first if the engine is down still.
+    assert (book.apply(update({}, {}, 10, 11, proof=SAME)), book.live) == (True, True)
 
 
 # Packed forms.

@@ -6,6 +6,8 @@ import pytest
 from rich.console import Console
 
 from exchange.v1 import enums_pb2, market_data_pb2
+from holdfast.book import Book
+from holdfast.market.levels import checksum
 from holdfast.running.pair_view import PAIR_LINES, PairScreen
 
 
@@ -59,3 +61,20 @@ def test_the_first_line_says_what_the_pair_accepts(
     )
     first, *_ = shown(PairScreen("BTC-USDT", ticker=ticker), 3)
     assert first.startswith(f"BTC-USDT  {words}  last none")
+
+
+def test_a_book_that_is_begun_while_the_engine_is_down_is_shown_as_standing_still() -> None:
+    depth = market_data_pb2.Depth(epoch=1, sequence=10, checksum=checksum([], []))
+    notices = [
+        market_data_pb2.NOTICE_KIND_ENGINE_DOWN,
+        market_data_pb2.NOTICE_KIND_ENGINE_RESTARTED,
+    ]
+    book = Book()
+    titles = []
+    for kind in notices:
+        notice = market_data_pb2.Notice(kind=kind, epoch=1)
+        book.apply(market_data_pb2.StreamDepthResponse(notice=notice))
+        book.apply(market_data_pb2.StreamDepthResponse(snapshot=depth))
+        lines = shown(PairScreen("BTC-USDT", book=book), 3)
+        titles.append(any("book (stands still)" in line for line in lines))
+    assert titles == [True, False]
