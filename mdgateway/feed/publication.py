@@ -210,9 +210,12 @@ class Publication:
 
     def present_notice(self) -> Notice | None:
         """Return what a new subscriber has to be told first, if anything."""
-        if self.ready and self.state is FeedState.LIVE:
+        is_live = self.state is FeedState.LIVE
+        if self.ready and is_live:
             return None
-        return self._notice(NoticeKind.ENGINE_DOWN, DOWN[self.state])
+        notice = self._notice(NoticeKind.ENGINE_DOWN, DOWN[self.state])
+        # A live engine is not said to be down: what comes of it, whatever its epoch, is its life.
+        return notice._replace(epoch=0) if is_live else notice
 
     def missed_notice(self, count: int, message: str) -> Notice:
         """Return the notice that so much is missing on one subscriber's stream."""

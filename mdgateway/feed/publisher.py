@@ -243,6 +243,9 @@ class Publisher(Publication):
                 "the engine was faster than this server; start anew",
                 missed_count=lost,
             )
+        if reason != "missed" and self.state is not FeedState.LIVE:
+            # What was said of the engine before does not hold for the book of this one.
+            self._announce(NoticeKind.ENGINE_DOWN, DOWN[self.state])
         self._reset_views(self._through)
 
     def _tell(self, changed: bool) -> int:

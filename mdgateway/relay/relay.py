@@ -65,10 +65,8 @@ class Relay(Publication):
         """Sequence of the snapshot or update taken last."""
         self._anew = True
         """Whether subscribers start anew with the next book."""
-        self._away = False
-        """Whether the streams were lost and nothing has come since."""
-        self._engine_down = False
-        """Whether the upstream says that its engine is down."""
+        self._down: Notice | None = None
+        """How the upstream says that its engine is down; None: it does not."""
         self._advanced = False
 
     async def follow(self) -> None:
@@ -157,7 +155,7 @@ class Relay(Publication):
 
     def _check(self, theirs: market_data_pb2.Instrument) -> None:
         """Take nothing from a gateway that counts in other units."""
-        self.trouble, self._engine_down = "", False
+        self.trouble, self._down = "", None
         self._orders.begin_stream()
         for name in ("tick_quote_units", "base_units_per_lot", "base_decimals", "quote_decimals"):
             given, wanted = getattr(theirs, name), getattr(self._mine, name)
@@ -165,7 +163,6 @@ class Relay(Publication):
                 self.trouble = f"{name} is {given} at {self.upstream.address}, here {wanted}"
 
     def _lose(self, reason: str) -> None:
-        self._away = True
         if self.state is FeedState.LIVE:
             self.state = FeedState.STALE
             self._set_engine_state(0)
@@ -173,17 +170,17 @@ class Relay(Publication):
 
     def _come_back(self) -> None:
         """Note that something was heard: live again, unless the upstream's engine is down."""
-        was_away, self._away = self._away, False
-        if self._engine_down:
+        if self._down is not None:
             self.state = FeedState.STALE
             return
         self._set_engine_state(self._upstream_state)
-        if self.state is FeedState.LIVE:
+        before, self.state = self.state, FeedState.LIVE
+        if before is FeedState.LIVE:
             return
-        self.state = FeedState.LIVE
         self.revision += 1
-        if was_away and self.ready:
-            text = "the upstream gateway is back; start anew"
+        if before is FeedState.STALE:
+            # Whoever is here was told that data stand still.
+            text = "the upstream gateway tells of an engine again; start anew"
             self._announce(NoticeKind.ENGINE_RESTARTED, text)
             self._anew = True
 
@@ -206,10 +203,18 @@ class Relay(Publication):
                 self._take_notice(message.notice)
 
     def _take_snapshot(self, depth: market_data_pb2.Depth) -> None:
-        if depth.epoch != self.epoch or depth.sequence < self._told_sequence:
+        is_another = depth.epoch != self.epoch
+        if is_another or depth.sequence < self._told_sequence:
             self._anew = True
         self.epoch = depth.epoch
+        if self._down is not None and self._down.epoch != self.epoch:
+            # Of an engine that was not said to be down, as the first one that an upstream finds:
+            # for that one there is no notice.
+            self._down = None
         self._come_back()
+        if is_another and self._down is not None:
+            # What subscribers were told is of the engine before this one, or of none.
+            self._announce_notice(self._down)
         if self.book is None:
             self.book = DepthBook(self.config.level_capacity)
         self.book.load(
@@ -253,27 +258,28 @@ class Relay(Publication):
 
     def _take_notice(self, notice: market_data_pb2.Notice) -> None:
         kind = NoticeKind(notice.kind)
+        content = Notice(
+            kind,
+            notice.epoch,
+            notice.engine_state,
+            notice.status,
+            notice.missed_count,
+            notice.message,
+        )
         if kind is NoticeKind.ENGINE_DOWN:
-            self._engine_down = True
+            self._down = content
             if self.state is not FeedState.LIVE:
                 return
             self.state = FeedState.STALE
             self._set_engine_state(0)
         elif kind is NoticeKind.ENGINE_RESTARTED:
-            self._engine_down, self._away = False, False
+            self._down = None
             self.state, self._anew = FeedState.LIVE, True
-        elif kind is NoticeKind.MISSED:
+        elif notice.engine_state:
+            self._down = None
+        if kind is NoticeKind.MISSED:
             self._anew = True
-        self._announce_notice(
-            Notice(
-                kind,
-                notice.epoch,
-                notice.engine_state,
-                notice.status,
-                notice.missed_count,
-                notice.message,
-            )
-        )
+        self._announce_notice(content)
 
     # The rest.
 

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from exchange.config import load_instrument
-from exchange.v1 import market_data_pb2, market_data_pb2_grpc
+from exchange.v1 import enums_pb2, market_data_pb2, market_data_pb2_grpc
 from mdgateway.keys.key_file import add_key
 from tests.integration.market_data_processes import (
     PAIR,
@@ -181,6 +181,28 @@ def test_a_relay_lives_before_its_upstream(processes: Processes, market: Market)
         processes.start("gateway", *processes.gateway_arguments(first))
         wait_serving(channel, "marketdata")
         client.wait(lambda one: one.snapshot_count == 1)
+        client.close()
+
+
+def test_gateways_that_were_there_before_the_engine_live_with_it(processes: Processes) -> None:
+    first = processes.start_gateway()
+    second = processes.start_relay("second", first)
+    third = processes.start_relay("third", second)
+    with channel_to(first) as source, channel_to(third) as channel:
+        client = DepthClient(channel, 5)
+        client.wait(lambda one: [notice.kind for notice in one.notices] == [DOWN])
+        wait_serving(source, "alive")
+        # Seconds later each has long opened its streams of the one before it.
+        client.wait(lambda one: one.message_count > 4)
+        processes.start_engine()
+        wait_serving(channel, "marketdata")
+        client.wait(lambda one: one.snapshot_count == 1)
+        states = Stub(channel).StreamMarketStatus(
+            market_data_pb2.StreamMarketStatusRequest(pair=PAIR), timeout=PATIENCE_S
+        )
+        ready = enums_pb2.ENGINE_STATE_READY
+        assert any(message.state.engine_state == ready for message in states)
+        states.cancel()
         client.close()
 
 

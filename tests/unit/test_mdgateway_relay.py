@@ -2,14 +2,19 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from exchange.v1 import enums_pb2
 from exchange.v1 import market_data_pb2 as of
+from holdfast.book import Book
 from mdgateway.book.reader import FeedState
 from mdgateway.config import GatewayConfig
-from mdgateway.feed.subscriptions import DepthSubscription
+from mdgateway.feed.publisher import Publisher
+from mdgateway.feed.records import FULL
+from mdgateway.feed.subscriptions import DepthSubscription, Subscription
 from mdgateway.relay.upstream import Lost
 from tests.unit.market_data_desk import Client, Desk, depth
 from tests.unit.market_data_line import Line
@@ -151,6 +156,154 @@ def test_a_dead_engine_stays_dead_through_a_relay(desk: Desk, line: Line) -> Non
     assert [notice.kind for notice in client.notices] == [DOWN, RESTARTED]
     assert client.levels == desk.best(20)
     assert client.epoch == desk.writer.owned.epoch
+
+
+def state_of(line: Line) -> FeedState:
+    """Return what the relay says of the engine now."""
+    return line.relay.state
+
+
+def waiting_desk(directory: Path) -> Desk:
+    """Return a desk at which the gateway waits for an engine: its segment is elsewhere."""
+    desk = Desk(directory)
+    absent = directory / "absent"
+    absent.mkdir()
+    desk.publisher = Publisher(INSTRUMENT, replace(desk.config, segments=str(absent)))
+    return desk
+
+
+def let_come(desk: Desk) -> None:
+    """Let the engine's segment appear where the gateway looks for it."""
+    [segment] = [path for path in desk.writer.directory.iterdir() if path.is_file()]
+    (desk.writer.directory / "absent" / segment.name).hardlink_to(segment)
+
+
+def book_of(subscription: Subscription, desk: Desk, book: Book) -> Book:
+    """Let the client's book take what there is."""
+    while (message := subscription.take(desk.now_ns)) is not None:
+        book.apply(of.StreamDepthResponse.FromString(message))
+    return book
+
+
+def test_a_relay_that_was_there_before_any_engine_lives_with_the_first(tmp_path: Path) -> None:
+    desk = waiting_desk(tmp_path)
+    lines = [Line(desk, desk.publisher, CONFIG)]
+    lines.append(Line(desk, lines[0].relay, CONFIG))
+    lasting = [(depth(line.relay, 20), Book()) for line in lines]
+    for line in lines:
+        line.connect()
+    desk.step(2_000)
+    for line in lines:
+        line.carry()
+        assert (line.relay.ready, line.relay.state) == (False, FeedState.WAITING)
+    let_come(desk)
+    desk.level(1, 100, 5)
+    desk.step()
+    for _ in range(3):
+        for line in lines:
+            line.carry()
+            line.ask_for_orders()
+    for line, (subscription, book) in zip(lines, lasting, strict=True):
+        assert line.relay.ready
+        assert (line.relay.state, line.relay.engine_state) == (FeedState.LIVE, 2)
+        assert line.relay.present_notice() is None
+        assert book_of(subscription, desk, book).live
+        assert book.bids()[0][:2] == (100, 5)
+    desk.writer.close()
+
+
+def test_a_relay_that_was_there_before_a_dead_engines_book_says_that_it_is_dead(
+    tmp_path: Path,
+) -> None:
+    desk = waiting_desk(tmp_path)
+    line = Line(desk, desk.publisher, CONFIG)
+    lasting = [(depth(source, 20), Book()) for source in (desk.publisher, line.relay)]
+    line.connect()
+    line.carry()
+    desk.level(1, 100, 5)
+    let_come(desk)
+    for _ in range(2):
+        desk.step(2_000, alive=False)
+        line.carry()
+        line.ask_for_orders()
+    line.carry()
+    assert line.relay.ready
+    assert state_of(line) is FeedState.STALE
+    assert line.relay.engine_state == 0
+    for subscription, book in lasting:
+        assert not book_of(subscription, desk, book).live
+        assert book.bids()[0][:2] == (100, 5)
+    desk.step()
+    line.carry()
+    for subscription, book in lasting:
+        assert book_of(subscription, desk, book).live
+    desk.writer.close()
+
+
+def test_an_upstream_that_comes_back_before_the_engines_book_ends_the_standstill(
+    desk: Desk, line: Line
+) -> None:
+    subscription, book = depth(line.relay, 20), Book()
+    assert book_of(subscription, desk, book).live
+    line.lose()
+    # Another gateway in its place, which has not found the engine yet.
+    absent = desk.writer.directory / "absent"
+    absent.mkdir()
+    line.source = desk.publisher = Publisher(INSTRUMENT, replace(desk.config, segments=str(absent)))
+    line.connect()
+    desk.step(2_000)
+    line.carry()
+    assert state_of(line) is FeedState.STALE
+    assert not book_of(subscription, desk, book).live
+    let_come(desk)
+    desk.level(1, 101, 6)
+    desk.step()
+    line.carry()
+    line.ask_for_orders()
+    line.carry()
+    assert state_of(line) is FeedState.LIVE
+    assert book_of(subscription, desk, book).live
+    assert book.bids()[0][:2] == (101, 6)
+
+
+def test_who_comes_while_orders_are_awaited_is_not_told_that_this_engine_is_down(
+    desk: Desk,
+) -> None:
+    desk.level(1, 100, 5)
+    desk.step()
+    line = Line(desk, desk.publisher, CONFIG)
+    line.connect()
+    orders = line.streams.pop()
+    line.carry()
+    assert (line.relay.ready, line.relay.state) == (False, FeedState.LIVE)
+    subscription, book = depth(line.relay, 20), Book()
+    assert not book_of(subscription, desk, book).live
+    line.streams.append(orders)
+    line.carry()
+    assert book_of(subscription, desk, book).live
+
+
+def test_any_notice_with_an_engines_state_says_that_it_is_back(desk: Desk, line: Line) -> None:
+    """As the one that says that the gateway was overtaken, of a beat that came with a loss."""
+    subscription, book = depth(line.relay, 20), Book()
+    down, missed = (
+        of.StreamDepthResponse(
+            notice=of.Notice(kind=kind, epoch=line.relay.epoch, engine_state=state)
+        )
+        for kind, state in (
+            (DOWN, enums_pb2.ENGINE_STATE_UNSPECIFIED),
+            (of.NOTICE_KIND_MISSED, enums_pb2.ENGINE_STATE_READY),
+        )
+    )
+    line.relay.upstream.inbox.append(down)
+    line.step()
+    assert state_of(line) is FeedState.STALE
+    assert not book_of(subscription, desk, book).live
+    line.relay.upstream.inbox.append(missed)
+    line.streams[1] = (depth(desk.publisher, FULL), of.StreamDepthResponse)
+    line.carry()
+    assert state_of(line) is FeedState.LIVE
+    assert book_of(subscription, desk, book).live
 
 
 def test_a_gateway_that_counts_in_other_units_is_not_believed(desk: Desk) -> None:
