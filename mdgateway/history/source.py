@@ -2,8 +2,9 @@
 
 A ``PairCandles`` counts every trade once, at once and in memory; the ``CandleKeeper`` writes what
 changed once a second, in a thread. What a crash takes is at most a second, and the engine's ring
-gives those trades again. A store that cannot write (disk full) is said once and tried again; the
-candles in memory go on, and of those that wait to be written the oldest become holes.
+gives those trades again. A store that cannot write (disk full) is said once and tried again, less
+and less often, because each try prepares all that waits; the candles in memory go on, and of those
+that wait to be written the oldest become holes.
 
 Invariants: a trade that was counted is never counted again, also over restarts; missing trade
 numbers are kept as holes, which ``backfill`` can close.
@@ -37,7 +38,9 @@ Rows = npt.NDArray[np.int64]
 MEMORY_CANDLES: Final = 1_500
 """Candles of each interval in memory; a client's first page never reads a disk, and the minutes
 reach over the last 24 hours."""
-WRITE_EVERY_S: Final = 1.0
+TICK_S: Final = 1.0
+LONGEST_PAUSE_TICKS: Final = 8
+"""Between two tries of a store that cannot write: also how late it is heard that it can again."""
 SETTLED_NS: Final = 5 * SECOND_NS
 """A trade's time is stamped before it is synced and told; later than this none comes."""
 _PRUNE_EVERY: Final = 3_600
@@ -174,6 +177,9 @@ class CandleKeeper:
         self._clock = clock
         self._pairs: dict[str, PairCandles] = {}
         self._write_count = 0
+        self._pause_ticks = 1
+        """Between the last write and the next one."""
+        self._ticks_left = 1
         self.trouble = ""
         """Why candles cannot be written; empty: they can."""
         self._told: set[str] = set()
@@ -186,17 +192,24 @@ class CandleKeeper:
         return self._pairs[pair]
 
     async def run(self) -> None:
-        """Write what changed, once a second, until cancelled; then once more."""
+        """Write what changed, a tick each second, until cancelled; then once more."""
         try:
             while True:
-                await asyncio.sleep(WRITE_EVERY_S)
-                for candles in self._pairs.values():
-                    candles.close_before(self._clock() - SETTLED_NS)
-                await self.write()
+                await asyncio.sleep(TICK_S)
+                await self.tick()
         finally:
             await asyncio.shield(self.write())
             if self._store is not None:
                 self._store.close()
+
+    async def tick(self) -> None:
+        """Do what is due each second: close candles, and write unless the store is to be spared."""
+        for candles in self._pairs.values():
+            candles.close_before(self._clock() - SETTLED_NS)
+        self._ticks_left -= 1
+        if not self._ticks_left:
+            await self.write()
+            self._ticks_left = self._pause_ticks
 
     async def write(self) -> None:
         """Write what changed; what cannot be written is kept for the next time."""
@@ -213,12 +226,13 @@ class CandleKeeper:
             if not self.trouble:
                 log.error("candles cannot be written, they stay in memory: %s", error)
             self.trouble = str(error)
+            self._pause_ticks = min(2 * self._pause_ticks, LONGEST_PAUSE_TICKS)
             for pair, change in changes.items():
                 self._tell_given_up(pair, self._pairs[pair].give_back(change))
             return
         if self.trouble:
             log.info("candles can be written again")
-        self.trouble = ""
+        self.trouble, self._pause_ticks = "", 1
         self._told.clear()
         for pair in changes:
             hole = self._pairs[pair].written()

@@ -163,6 +163,49 @@ def test_what_cannot_be_written_is_written_later(
     assert [candle.trade_count for candle in kept[Interval.WEEK]] == [4]
 
 
+def test_a_full_disk_is_tried_less_and_less_and_candles_are_closed_all_the_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, second = CandleStore(folder), 0
+    keeper = CandleKeeper(store, lambda: START_NS + second * SECOND_NS)
+    candles = keeper.source_of(PAIR)
+    tried: list[int] = []
+
+    def full(_changes: object) -> None:
+        tried.append(second)
+        raise duckdb.IOException("no space left on device")
+
+    async def move(until: int, *, trading: bool = True) -> None:
+        nonlocal second
+        while second < until:
+            second += 1
+            if trading:
+                candles.add_trades(trades(second, 1, START_NS + (second - 1) * SECOND_NS))
+            await keeper.tick()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", full)
+        asyncio.run(move(40))
+        assert tried == [1, 3, 7, 15, 23, 31, 39]
+        assert not candles.recent(Interval.SECOND, 0, 100)[-1].closed
+        asyncio.run(move(46, trading=False))
+        assert candles.recent(Interval.SECOND, 0, 100)[-1].closed
+        # Whoever ends tries once more, whenever the next try would be.
+        asyncio.run(keeper.write())
+        assert tried[7:] == [46]
+    # There is room again: what waits is written at the next try, and from then on each second.
+    assert store.load(PAIR, 1)[0].last_trade_number == 0
+    for until in 47, 48, 49:
+        asyncio.run(move(until, trading=until > 47))
+        written = store.load(PAIR, 1)[0].last_trade_number
+        assert written == (40 if until == 47 else until)
+    assert keeper.trouble == ""
+    kept = store.load(PAIR, 100)[1][Interval.SECOND]
+    assert [one.trade_count for one in kept] == [1] * 42
+    assert store.holes(PAIR) == [Hole(41, 47, START_NS + 39 * SECOND_NS, START_NS + 47 * SECOND_NS)]
+    store.close()
+
+
 def test_beyond_the_limit_the_oldest_unwritten_become_one_hole(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
