@@ -33,9 +33,11 @@ from exchange.records import EXECUTION_BYTES, EXECUTION_WORDS
 Rows = npt.NDArray[np.int64]
 
 MAGIC: Final = int.from_bytes(b"HFEXECS\n", "little")
-FORMAT_VERSION: Final = 3
-"""Rises with every change of what a row says, so that no follower reads old rows with new eyes.
-2: a REJECTED carries the kind of the command; DIGEST."""
+FORMAT_VERSION: Final = 4
+"""Rises with every change of what a row says or of what commands do, so that no follower reads old
+rows with new eyes and no engine takes an older one's rows for a fault of its own.
+2: a REJECTED carries the kind of the command; DIGEST. 3: one for want of funds says what had to be
+free. 4: a market order trades with each resting order once, for all that it can pay."""
 W_MAGIC: Final = 0
 W_VERSION: Final = 1
 W_SEGMENT_ROWS: Final = 2

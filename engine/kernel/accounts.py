@@ -41,6 +41,19 @@ def fee_units(notional: int, rate_ppm: int) -> int:
 
 
 @inlined
+def payable_notional(units: int, rate_ppm: int) -> int:
+    """Return the largest notional that costs no more than so many units, its fee included.
+
+    n + ceil(n * r / m) <= u, with m = 10**6, means n <= u * m / (m + r); u is divided first, so
+    that nothing leaves int64.
+    """
+    whole = uint64(MILLION + rate_ppm)
+    times = uint64(units) // whole
+    rest = uint64(units) - times * whole
+    return int64(times * uint64(MILLION) + rest * uint64(MILLION) // whole)
+
+
+@inlined
 def hold_rate_ppm(s: State, account: int) -> int:
     """Return the highest rate the account can be charged."""
     return max(max(s.accounts[account, A_TAKER_PPM], s.accounts[account, A_MAKER_PPM]), 0)

@@ -7,9 +7,8 @@ place. Nothing here decides whether an order may enter; that is ``orders``.
 from typing import NamedTuple
 
 from engine.kernel.accounts import (
-    buy_hold_per_lot,
     fee_units,
-    hold_rate_ppm,
+    payable_notional,
     release_hold,
     settle,
     terms_side,
@@ -115,24 +114,22 @@ def end_resting(s: State, slot: int, kind: int, reason: int) -> None:
 
 
 @inlined
-def affordable(s: State, taker: Taker, price: int, remaining: int) -> int:
-    """Return how many lots a market order can still trade at a price.
-
-    Minus one: its funds pay for none. Zero: its amount does not reach for one.
-    """
+def affordable(s: State, taker: Taker, price: int, remaining: int) -> tuple[int, int]:
+    """Return how many lots a market order can pay at a price, and why it ends when they run out."""
     account = taker.account
+    lot_worth = price * s.scalars[UNITS_PER_TICK_LOT]
+    by_amount = taker.order_type == MARKET_BY_AMOUNT
     if taker.side == 0:
-        per_lot = buy_hold_per_lot(s, price, hold_rate_ppm(s, account))
-        if taker.order_type == MARKET_BY_AMOUNT:
-            return remaining // per_lot
-        lots = min(remaining, s.accounts[account, A_FREE_QUOTE] // per_lot)
-        return lots if lots > 0 else -1
-    if taker.order_type == MARKET:
-        return remaining
-    lots = s.accounts[account, A_FREE_BASE] // s.scalars[UNITS_PER_LOT]
-    if lots == 0:
-        return -1
-    return min(lots, remaining // (price * s.scalars[UNITS_PER_TICK_LOT]))
+        money = remaining if by_amount else s.accounts[account, A_FREE_QUOTE]
+        lots = payable_notional(money, s.accounts[account, A_TAKER_PPM]) // lot_worth
+        if by_amount:
+            return lots, LIQUIDITY_EXHAUSTED
+        return min(remaining, lots), FUNDS_EXHAUSTED
+    if not by_amount:
+        return remaining, FUNDS_EXHAUSTED
+    owned = s.accounts[account, A_FREE_BASE] // s.scalars[UNITS_PER_LOT]
+    lots = remaining // lot_worth
+    return (owned, FUNDS_EXHAUSTED) if owned <= lots else (lots, LIQUIDITY_EXHAUSTED)
 
 
 @inlined
@@ -219,7 +216,9 @@ def decrement(s: State, taker: Taker, slot: int, tick: int, remaining: int, fill
 def take(s: State, taker: Taker, remaining: int, filled: int) -> tuple[int, int, int]:
     """Match an incoming order; return what remains, the lots filled in all, and why it ended.
 
-    Reason 0: it went as far as its limit; what remains may rest or expire by its own rules.
+    Reason 0: it went as far as its limit; what remains may rest or expire by its own rules. It
+    meets every resting order once: what a trade with its own account's order gives back does not
+    pay for another one with the same order, or one command could emit executions without end.
     """
     reason = 0
     other = 1 - taker.side
@@ -241,15 +240,19 @@ def take(s: State, taker: Taker, remaining: int, filled: int) -> tuple[int, int,
                     reason = SELF_TRADE_PREVENTED
                     break
                 continue
-            lots = remaining
+            lots, shortage = remaining, 0
             if taker.order_type != LIMIT:
-                lots = affordable(s, taker, tick, remaining)
-                if lots <= 0:
-                    reason = FUNDS_EXHAUSTED if lots < 0 else LIQUIDITY_EXHAUSTED
+                lots, shortage = affordable(s, taker, tick, remaining)
+                if lots == 0:
+                    reason = shortage
                     break
-            lots = min(lots, s.orders[slot, O_LEAVES])
+            leaves = s.orders[slot, O_LEAVES]
+            lots = min(lots, leaves)
             remaining = trade(s, taker, slot, tick, lots, remaining, filled)
             filled += lots
+            if lots < leaves and remaining > 0:
+                reason = shortage
+                break
         publish_level(s, other, tick)
     return remaining, filled, reason
 

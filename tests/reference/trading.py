@@ -4,6 +4,8 @@
 `tests.reference.engine`.
 """
 
+from bisect import bisect_right
+
 from exchange.enums import (
     Asset,
     ExecutionKind,
@@ -161,10 +163,12 @@ class Market:
                 if self.prevent(taker, maker):
                     return Reason.SELF_TRADE_PREVENTED
                 continue
-            lots, shortage = self.affordable(taker, maker)
-            if lots == 0:
+            payable, shortage = self.affordable(taker, maker)
+            lots = min(payable, maker.leaves)
+            if lots > 0:
+                self.trade(taker, maker, lots)
+            if maker.leaves > 0 and taker.leaves > 0:
                 return shortage
-            self.trade(taker, maker, min(lots, maker.leaves))
         return Reason.UNSPECIFIED
 
     def prevent(self, taker: Order, maker: Order) -> bool:
@@ -198,22 +202,32 @@ class Market:
             self.remove(maker)
 
     def affordable(self, taker: Order, maker: Order) -> tuple[int, Reason]:
-        """Return how many lots the taker wants and can pay at the maker's price; if none, why."""
+        """Return how many lots the taker wants and can pay at the maker's price; why not more."""
         if taker.order_type == OrderType.LIMIT:
             return taker.leaves, Reason.UNSPECIFIED
         account = self.open_accounts[taker.account]
-        worth = self.worth(maker.price, 1)
-        hold = hold_per_lot(worth, account.hold_ppm)
         if taker.order_type == OrderType.MARKET:
             if taker.side == Side.SELL:
-                return taker.leaves, Reason.UNSPECIFIED
-            return min(taker.leaves, account.free[Asset.QUOTE] // hold), Reason.FUNDS_EXHAUSTED
+                return taker.leaves, Reason.FUNDS_EXHAUSTED
+            payable = self.payable(account, account.free[Asset.QUOTE], maker.price)
+            return min(taker.leaves, payable), Reason.FUNDS_EXHAUSTED
         if taker.side == Side.BUY:
-            return taker.leaves // hold, Reason.LIQUIDITY_EXHAUSTED
-        lots = account.free[Asset.BASE] // self.instrument.base_units_per_lot
-        if lots == 0:
-            return 0, Reason.FUNDS_EXHAUSTED
-        return min(lots, taker.leaves // worth), Reason.LIQUIDITY_EXHAUSTED
+            return self.payable(account, taker.leaves, maker.price), Reason.LIQUIDITY_EXHAUSTED
+        owned = account.free[Asset.BASE] // self.instrument.base_units_per_lot
+        wanted = taker.leaves // self.worth(maker.price, 1)
+        if owned <= wanted:
+            return owned, Reason.FUNDS_EXHAUSTED
+        return wanted, Reason.LIQUIDITY_EXHAUSTED
+
+    def payable(self, account: Account, units: int, price: int) -> int:
+        """Return the most lots that cost no more than so many units, fee included."""
+
+        def cost(lots: int) -> int:
+            notional = self.worth(price, lots)
+            return notional + fee(notional, account.taker_ppm)
+
+        # The first number of lots that is too dear, less one.
+        return bisect_right(range(units // self.worth(price, 1) + 1), units, key=cost) - 1
 
     def trade(self, taker: Order, maker: Order, lots: int) -> None:
         """Exchange lots at the maker's price, with fees, and report it."""
