@@ -47,6 +47,7 @@ _CHANNEL_OPTIONS: Final = (
     # still answers pings.
     ("grpc.keepalive_time_ms", 15_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
 )
 
 

@@ -209,7 +209,7 @@ def test_killed_again_and_again_everything_is_paid_once() -> None:
     print(f"HOLDFAST_SEED={seed}")
     chance = random.Random(seed)
     ids = (UUID(int=number).bytes for number in range(1, 1_000))
-    with money(chance, int(os.environ.get("HOLDFAST_KILLS", "40"))) as made:
+    with money(chance, int(os.environ.get("HOLDFAST_KILLS", "25"))) as made:
         for number in range(1, ROUNDS + 1):
             made.deposited(number, next(ids))
             made.moved(ids)

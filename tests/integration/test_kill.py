@@ -37,7 +37,7 @@ from tests.integration.exchange_processes import PAIR, PairProcesses, pair_proce
 from tests.reference.drivers import Kernel, Twin
 from tests.reference.engine import ReferenceEngine
 
-KILLS = int(os.environ.get("HOLDFAST_KILLS", "40"))
+KILLS = int(os.environ.get("HOLDFAST_KILLS", "25"))
 BATCH = 20
 ACCOUNTS = (1, 2, 3)
 RECORD = np.dtype(

@@ -168,14 +168,15 @@ def test_a_back_fill_makes_the_candles_of_every_trade(processes: Processes) -> N
         stub = market_data_pb2_grpc.MarketDataServiceStub(channel)
         # Live again: what comes now is laid onto what was filled in.
         before = len(trades)
-        traders.trade(batch_count=2, orders_per_batch=10)
-        trades = asyncio.run(_trades_in_log(entry))
+        while len(trades) == before:
+            traders.trade(batch_count=2, orders_per_batch=10)
+            trades = asyncio.run(_trades_in_log(entry))
         request = of.StreamTickerRequest(pair=PAIR)
         for answer in stub.StreamTicker(request, timeout=PATIENCE_S):
             ticker = answer.ticker
             if ticker.trade_count > len(trades):
                 trades = asyncio.run(_trades_in_log(entry))
-            if ticker.trade_count == len(trades) > before:
+            if ticker.trade_count == len(trades):
                 break
         for interval in Interval:
             assert _told_candles(stub, interval) == _plain_candles(trades, interval), interval

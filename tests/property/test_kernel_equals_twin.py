@@ -30,7 +30,7 @@ def complain(expected: list[list[int]], actual: list[list[int]], command: list[i
 
 
 @given(streams())
-@effort(1_000)
+@effort(400)
 def test_each_command_has_the_same_executions(stream: Stream) -> None:
     kernel = Kernel(stream.universe.instrument)
     twin = Twin(stream.universe.instrument)

@@ -18,7 +18,7 @@ from tests.simulation.faults import NO_FAULTS, Faults, seeds
 from tests.simulation.mesh import Mesh
 from tests.simulation.processes import EngineNode, LedgerNode, Reply, RiskNode
 
-DEFAULT_SEEDS = 150
+DEFAULT_SEEDS = 100
 MISTAKE_SEEDS = 40
 ROUNDS = 80
 

@@ -327,7 +327,7 @@ def test_files_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
     ("word", "value", "sentence"),
     [
         (0, 5, "is no control page: it begins with 0x5"),
-        (1, 1, "has format version 1, this program knows version 3: another release wrote this"),
+        (1, 1, "has format version 1, this program knows version 4: another release wrote this"),
         (2, 0, "in segments of 0 rows"),
         (8, -1, "claims executions 0 to -1"),
         (16, 101, "claims executions 101 to 100"),
