@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 IMAGE  ?= holdfast:dev
 OVERLAYS := k8s/exchange $(sort $(wildcard k8s/overlays/*))
 PYTEST_ARGS ?=
-TEST_WORKERS ?= 3
+TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock proto format lint types check browser test sim integration bench run soak \
