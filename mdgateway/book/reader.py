@@ -40,7 +40,7 @@ class FeedState(IntEnum):
     STARTING = 3
     """A new engine is preparing the content: it is not to be read."""
     STALE = 4
-    """The engine is silent or dead; the content is what it left."""
+    """The engine is silent, dead, or giving the segment away; the content is what it left."""
     CLOSED = 5
     """The engine closed the segment in good order."""
 
@@ -163,7 +163,8 @@ class BookReader:
         if status is Status.MOVED:
             before = self._borrowed.epoch
             if self._borrowed.renew() == before:
-                return FeedState.STARTING, False
+                # On its way, so nobody writes: what its owner did last is still to be told.
+                return self._judge(now_ns, Status.STALE), False
             return self._judge(now_ns), True
         return self._judge(now_ns, status), False
 

@@ -27,6 +27,9 @@ Rows = npt.NDArray[np.int64]
 
 DRAINS_PER_STEP: Final = 64
 """A whole ring of 2**18 events is drained in half as many."""
+COPIES_REFUSED: Final = 10
+"""So many steps in turn must find the engine amid a batch before a copy of few levels is taken: a
+subscriber of more levels is told those first, and the rest when the engine rests."""
 
 
 class Publisher(Publication):
@@ -47,6 +50,8 @@ class Publisher(Publication):
         """Whether events apply to `book`; if not it stands still until a copy replaces it."""
         self._touched = False
         """Whether `touch` is of the present owner."""
+        self._refused_count = 0
+        """Steps in turn in which the engine left no room to copy the whole book."""
         self._cursor = 0
         self._through = 0
         self._reload_reason = ""
@@ -193,7 +198,8 @@ class Publisher(Publication):
     def _load(self) -> int:
         """Copy the book and bring it to `_through`; return 1 if that worked."""
         snapshot = self.reader.book_copy()
-        if snapshot is None and not self._following:
+        self._refused_count = self._refused_count + 1 if snapshot is None else 0
+        if self._refused_count >= COPIES_REFUSED and not self._following:
             snapshot = self.reader.depth_copy()
         if snapshot is None or not self._replay(snapshot):
             return 0

@@ -302,6 +302,8 @@ def test_connections_are_counted_by_key_and_by_address(tmp_path: Path) -> None:
         await mine[0].inner.close()
         await turns(lambda: len(door.server.hub.members) == 2)
         assert (await third.ask(op="authenticate", key=secret))["tier"] == "basic"
+        for one in mine[1], third:
+            await one.inner.close()
 
     limits = tier("anonymous", connection_limit=2)
     limits["basic"] = tier("basic", connection_limit=1)["basic"]

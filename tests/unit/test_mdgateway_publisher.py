@@ -1,6 +1,7 @@
 """One pair's publisher and its depth subscribers, over a segment that a test writes."""
 
 import random
+import socket as sockets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from exchange.book_layout import EVENT_LEVEL
 from exchange.v1 import market_data_pb2
 from mdgateway.book.reader import FeedState
 from mdgateway.config import GatewayConfig, InvalidSetting, surroundings
-from mdgateway.feed.publisher import Publisher
+from mdgateway.feed.publisher import COPIES_REFUSED, Publisher
 from tests.unit.market_data_desk import Client, Desk, depth, trades
 from tests.unit.market_data_writer import INSTRUMENT, Writer
 
@@ -182,8 +183,12 @@ def test_a_book_that_never_rests_is_taken_from_a_depth_copy(desk: Desk) -> None:
     desk.level(1, 139, 6)
     desk.level(1, 150, 1)
     desk.writer.arrays["scalars"][layout.BOOK_VERSION] += 1
-    desk.step()
     client = Client(depth(desk.publisher, 30))
+    for _ in range(COPIES_REFUSED - 1):
+        desk.step()
+        client.read(desk)
+        assert client.levels == {}, "an engine that rests soon is worth waiting for"
+    desk.step()
     client.read(desk)
     # Sixteen levels of the copy and one new one: certain, though not all there is.
     assert client.levels == desk.best(17)
@@ -191,7 +196,8 @@ def test_a_book_that_never_rests_is_taken_from_a_depth_copy(desk: Desk) -> None:
     desk.step()
     client.read(desk)
     assert client.levels == desk.best(30)
-    assert (client.snapshots, client.updates, client.notices) == (1, 1, [])
+    assert (client.snapshots, client.updates) == (1, 1)
+    assert [notice.message for notice in client.notices] == ["there is no engine yet"]
 
 
 def test_an_engine_that_dies_and_comes_back_is_told(desk: Desk) -> None:
@@ -218,6 +224,21 @@ def test_an_engine_that_dies_and_comes_back_is_told(desk: Desk) -> None:
         assert one.notices[1].epoch == desk.writer.owned.epoch == one.epoch
         assert one.snapshots == 2
         assert one.levels == desk.best(5)
+
+
+def test_the_last_of_an_owner_is_told_after_it_gave_the_segment_away(desk: Desk) -> None:
+    desk.level(1, 100, 5)
+    desk.step()
+    client = Client(depth(desk.publisher, 5))
+    client.read(desk)
+    giver, taker = sockets.socketpair()
+    with giver, taker:
+        desk.level(1, 101, 7)
+        desk.writer.owned.move_to(giver)
+        desk.step(alive=False)
+        client.read(desk)
+    assert [notice.kind for notice in client.notices] == [DOWN]
+    assert client.levels == desk.best(5)
 
 
 def test_nothing_of_a_starting_engine_is_told(desk: Desk) -> None:

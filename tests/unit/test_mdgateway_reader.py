@@ -1,5 +1,6 @@
 """The reader of a book segment: stable copies under a racing writer, losses, new owners."""
 
+import socket as sockets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from exchange import book_layout as layout
 from exchange.book_layout import EVENT_LEVEL
-from exchange.ownership import LayoutMismatch
+from exchange.ownership import LayoutMismatch, Owned
 from mdgateway.book import stable
 from mdgateway.book.reader import EVENTS_PER_DRAIN, BookReader, FeedState
 from tests.unit.market_data_writer import INSTRUMENT, Writer
@@ -206,6 +207,19 @@ def test_a_new_owner_is_not_read_before_it_is_ready(writer: Writer, reader: Book
     assert reader.follow(now_ns(writer) + 60_000_000_000) == (FeedState.STARTING, False)
     writer.arrays["scalars"][layout.ENGINE_STATE] = layout.STATE_READY
     assert reader.follow(now_ns(writer)) == (FeedState.LIVE, False)
+
+
+def test_what_is_on_its_way_to_another_owner_stays_as_it_was_left(
+    writer: Writer, reader: BookReader
+) -> None:
+    start = now_ns(writer)
+    giver, taker = sockets.socketpair()
+    with giver, taker:
+        writer.owned.move_to(giver)
+        assert reader.follow(start) == (FeedState.STALE, False)
+        heir = Owned.receive(taker, writer.owned.layout)
+        assert reader.follow(start) == (FeedState.LIVE, True)
+        heir.close()
 
 
 def test_an_owner_that_closed_is_said_to_have_closed(writer: Writer, reader: BookReader) -> None:
